@@ -1,0 +1,35 @@
+"""Packaging: metadata, version ranges for users, extras. The tested, pinned set is in requirements/."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r"__version__ = '([^']+)'", (here / 'vitzoo' / '__init__.py').read_text()).group(1)
+
+mm_base = [
+    'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2',
+    'ftfy', 'regex',  # imported by mmsegmentation, declared by it in optional extras alone
+    'setuptools<82',  # mmengine imports pkg_resources, which setuptools 82 removed
+    'pycocotools>=2.0.8', 'torchvision',
+]
+mm = ['mmcv-lite==2.1.0', *mm_base]  # mmcv 2.2 is refused by mmdet and mmseg
+onnx = ['onnx>=1.16', 'onnxscript>=0.2', 'onnxruntime>=1.18']
+viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
+dev = ['pytest>=7', 'pytest-timeout', 'ruff']
+
+setup(
+    name='vitzoo',
+    version=version,
+    description='Efficient vision transformers: exact, fast, any size, from timm to MMDetection to ONNX',
+    long_description=(here / 'README.md').read_text() if (here / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['vitzoo', 'vitzoo.*', 'vitzoo_cli', 'vitzoo_cli.*']),
+    package_data={'vitzoo': ['py.typed']},
+    install_requires=['torch>=2.6', 'timm>=1.0.20', 'rich', 'safetensors', 'huggingface_hub'],
+    extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'viz': viz, 'dev': dev,
+                    'all': [*mm, *onnx, *viz, *dev]},
+    entry_points={'console_scripts': ['vitzoo = vitzoo_cli:main']},
+)
