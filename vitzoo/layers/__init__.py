@@ -1,0 +1,4 @@
+"""Parts that more than one family uses."""
+from .checks import check_image as check_image
+from .nhwc import BatchNormNhwc as BatchNormNhwc
+from .nhwc import ResidualDwConv as ResidualDwConv

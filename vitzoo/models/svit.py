@@ -1,1 +1,516 @@
-"""SViT."""
+"""SViT: Vision Transformer with Super Token Sampling, Huang et al., CVPR 2023, https://arxiv.org/abs/2211.11167
+
+A four-stage pyramid whose early stages attend globally without quadratic cost: pixels are softly assigned to the nine
+nearest of a coarse grid of super tokens, the super tokens attend to each other, and their outputs are spread back with
+the same assignment. Published as SViT-S/B/L; its repository calls the functions stvit_small/base/large (not to be
+confused with the semantic-token STViT).
+
+Shapes: B batch, H W map, C channels, h w super token size, M = rows * cols super tokens, P = h * w pixels of a cell.
+"""
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ClassifierHead, DropPath, LayerScale, calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from ..layers import BatchNormNhwc, ResidualDwConv, check_image
+from ._pretrained import Layout, PublishedWeights, build_model
+
+__all__ = ['SViT']
+
+
+@lru_cache(maxsize=64)
+def neighbour_tables(rows: int, cols: int) -> np.ndarray:
+    """Gather indices of the 3x3 neighbourhoods of a rows x cols grid, int64 (2, M * 9).
+
+    Row 0, to spread: entry 9 * m + k is the cell at offset k (row-major, (-1, -1) first) of cell m; M where that lies outside.
+    Row 1, to collect: entry 9 * m + k is the pair 9 * m' + k' for which m is the neighbour k' of m'; 9 * M where there is none.
+    """
+    r, c = np.mgrid[:rows, :cols].reshape(2, -1, 1)
+    dr, dc = np.mgrid[-1:2, -1:2].reshape(2, 1, 9)
+    r, c = r + dr, c + dc
+    inside = (r >= 0) & (r < rows) & (c >= 0) & (c < cols)
+    neighbour = r * cols + c
+    spread = np.where(inside, neighbour, rows * cols)
+    collect = np.where(inside, 9 * neighbour + 8 - np.arange(9), 9 * rows * cols)  # the cell at offset k sees m at 8 - k
+    return np.stack([spread.ravel(), collect.ravel()])
+
+
+def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """(B, N, ...) -> (B, len(index), ...); index N reads a row of zeros."""
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, 1)).index_select(1, index)
+
+
+def associate(pixels: torch.Tensor, tokens: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Soft assignment of the pixels of each cell to the super tokens of its 3x3 neighbourhood.
+
+    pixels (B, M, P, C), tokens (B, M, C) -> (B * M, 9, P), summing to 1 over the nine. Neighbours outside the grid are zero
+    vectors: they take part in the softmax with logit 0, and the mass they get is lost (as published). Paper, equation 4.
+    """
+    B, M, P, C = pixels.shape
+    near = gather_rows(tokens * C ** -0.5, spread).reshape(B * M, 9, C)
+    logits = near @ pixels.reshape(B * M, P, C).transpose(1, 2)
+    return logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def super_tokens(pixels: torch.Tensor, n_iter: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample the super tokens: pixels (B, M, P, C) -> tokens (B, M, C), association (B * M, 9, P). Paper, equations 3 to 6.
+
+    The association is constant in the backward pass (as published): gradients reach the pixels through the weighted mean.
+    """
+    B, M, P, C = pixels.shape
+    spread, collect = tables
+    tokens = pixels.detach().mean(2)
+    for _ in range(n_iter):
+        with torch.no_grad():
+            association = associate(pixels, tokens.detach(), spread)
+            # over the pixels of nine cells; padded pixels count here, with 1/9 to each slot, and add nothing above
+            mass = gather_rows(association.sum(2).reshape(B, M * 9), collect).reshape(B, M, 9).sum(2) + 1e-12
+            association = association.to(pixels.dtype)
+        gathered = (association @ pixels.reshape(B * M, P, C)).reshape(B, M * 9, C)
+        tokens = gather_rows(gathered, collect).reshape(B, M, 9, C).sum(2)
+        tokens = (tokens / mass.unsqueeze(2)).to(pixels.dtype)
+    return tokens, association
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of (B, N, C) tokens; qkv rows ordered q, k, v, then head, then head channel."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(B, N, C))
+
+
+@register_notrace_module
+class SuperTokenAttention(nn.Module):
+    """Attention of a (B, H, W, C) map through super tokens of size (h, w); with size (1, 1) plain attention of all positions."""
+
+    def __init__(self, dim: int, num_heads: int, stoken_size: tuple[int, int] = (1, 1), n_iter: int = 1, qkv_bias: bool = True,
+                 device=None, dtype=None):
+        super().__init__()
+        self.stoken_size = stoken_size
+        self.n_iter = n_iter
+        self.attn = Attention(dim, num_heads, qkv_bias, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        h, w = self.stoken_size
+        if (h, w) == (1, 1):
+            return self.attn(x.reshape(B, H * W, C)).reshape(B, H, W, C)
+        if H % h or W % w:
+            x = F.pad(x, (0, 0, 0, -W % w, 0, -H % h))
+        rows, cols = x.shape[1] // h, x.shape[2] // w
+        M = rows * cols
+        tables = torch.from_numpy(neighbour_tables(rows, cols)).to(x.device)
+        pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).reshape(B, M, h * w, C)
+
+        tokens, association = super_tokens(pixels, self.n_iter, tables)
+        near = gather_rows(self.attn(tokens), tables[0]).reshape(B * M, 9, C)
+        x = association.transpose(1, 2) @ near
+
+        x = x.reshape(B, rows, cols, h, w, C).transpose(2, 3).reshape(B, rows * h, cols * w, C)
+        return x[:, :H, :W] if H % h or W % w else x
+
+
+class ConvMlp(nn.Module):
+    """Linear, GELU, residual depthwise 3x3, Linear on a (B, H, W, C) map."""
+
+    def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
+        self.act = nn.GELU()
+        self.dwconv = ResidualDwConv(hidden_dim, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dwconv(self.act(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Convolutional position embedding, super token attention, convolutional MLP; (B, H, W, C) in and out."""
+
+    def __init__(self, dim: int, num_heads: int, stoken_size: tuple[int, int], n_iter: int, mlp_ratio: float, qkv_bias: bool,
+                 init_values: float | None, drop_path: float, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.pos_embed = ResidualDwConv(dim, **dd)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = SuperTokenAttention(dim, num_heads, stoken_size, n_iter, qkv_bias, **dd)
+        self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.norm2 = BatchNormNhwc(dim, **dd)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), **dd)
+        self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pos_embed(x)
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """Fold norm2 into fc1 and the layer scales into the projections before them (inference only)."""
+        if isinstance(self.norm2, BatchNormNhwc):
+            scale = self.norm2.weight * (self.norm2.running_var + self.norm2.eps).rsqrt()
+            shift = self.norm2.bias - self.norm2.running_mean * scale
+            fc1 = self.mlp.fc1
+            fc1.bias += fc1.weight @ shift
+            fc1.weight *= scale
+            self.norm2 = nn.Identity()
+        for name, linear in (('ls1', self.attn.attn.proj), ('ls2', self.mlp.fc2)):
+            scale = getattr(self, name)
+            if isinstance(scale, LayerScale):
+                linear.weight *= scale.gamma[:, None]
+                linear.bias *= scale.gamma
+                setattr(self, name, nn.Identity())
+        return self
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2 and batch norm, (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')."""
+
+    def __init__(self, in_dim: int, dim: int, device=None, dtype=None):
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype)
+        self.norm = nn.BatchNorm2d(dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+    def fuse(self) -> nn.Module:
+        """Fold the batch norm into the convolution (inference only)."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+        return self
+
+
+class Stage(nn.Module):
+    """Downsample (but for the first stage) and blocks; (B, H, W, C) in and out."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[Block]):
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class Projection(nn.Module):
+    """Linear to the classifier's width, batch norm and SiLU after the last stage; (B, H, W, C) -> (B, H, W, C')."""
+
+    def __init__(self, in_dim: int, dim: int, device=None, dtype=None):
+        super().__init__()
+        self.fc = nn.Linear(in_dim, dim, device=device, dtype=dtype)
+        self.norm = BatchNormNhwc(dim, device=device, dtype=dtype)
+        self.act = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.norm(self.fc(x)))
+
+    def fuse(self) -> nn.Module:
+        """Fold the batch norm into the linear layer (inference only)."""
+        if isinstance(self.norm, BatchNormNhwc):
+            self.fc, self.norm = fuse_linear_bn_eval(self.fc, self.norm), nn.Identity()
+        return self
+
+
+class Stem(nn.Sequential):
+    """Four 3x3 convolutions, each followed by GELU and batch norm; (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
+
+    def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
+        layers = []
+        for in_dim, out_dim, stride in ((in_chans, dim // 2, 2), (dim // 2, dim // 2, 1), (dim // 2, dim, 2), (dim, dim, 1)):
+            layers += [nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=stride, padding=1, device=device, dtype=dtype),
+                       nn.GELU(), nn.BatchNorm2d(out_dim, device=device, dtype=dtype)]
+        super().__init__(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # from here on every map lies channels last in memory
+        return super().forward(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+
+
+def _split_heads(qkv: torch.Tensor, model: nn.Module, name: str) -> torch.Tensor:
+    """Published qkv rows are ordered head, then q, k, v; ours q, k, v, then head."""
+    heads = model.get_submodule(name.rsplit('.qkv.', 1)[0]).num_heads
+    return qkv.reshape(heads, 3, -1, *qkv.shape[1:]).transpose(0, 1).reshape(qkv.shape)
+
+
+# Published names -> ours, applied in turn to every name; None drops it.
+PUBLISHED = Layout(
+    marker=r'\.stoken_refine\.',
+    rules=(
+        (r'\.attn\.(un)?fold\.weights$', None),  # frozen identity kernels
+        (r'^patch_embed\.proj\.', 'stem.'),
+        (r'^layers\.0\.downsample\.proj', 'layers.1.downsample'),
+        (r'^layers\.1\.downsample\.proj', 'layers.2.downsample'),
+        (r'^layers\.2\.downsample\.proj', 'layers.3.downsample'),
+        (r'\.downsample\.0\.', '.downsample.conv.'),
+        (r'\.downsample\.1\.', '.downsample.norm.'),
+        (r'^layers\.', 'stages.'),
+        (r'\.pos_embed\.conv\.', '.pos_embed.'),
+        (r'\.norm1\.norm\.', '.norm1.'),
+        (r'\.stoken_refine\.', '.attn.'),
+        (r'\.gamma_(\d)$', r'.ls\1.gamma'),
+        (r'\.mlp2\.conv\.conv\.', '.mlp.dwconv.'),
+        (r'\.mlp2\.', '.mlp.'),
+        (r'^proj\.', 'proj.fc.'),
+        (r'^norm\.', 'proj.norm.'),
+        (r'^head\.', 'head.fc.'),
+    ),
+    values=(
+        (r'\.qkv\.(weight|bias)$', _split_heads),
+    ),
+)
+
+
+class SViT(PublishedWeights, nn.Module):
+    """Vision Transformer with super token sampling (https://arxiv.org/abs/2211.11167).
+
+    Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).
+
+    Args:
+        embed_dims, depths, num_heads: per stage.
+        stoken_size: super token size per stage, in positions of that stage's map; (h, w) or one number; 1 is plain attention.
+            Larger ones in late stages (the published source has 16, 8, 2, 1 for 512x512) keep large images affordable.
+        n_iter: rounds of association and update per stage (1 in all published models).
+        init_values: layer scale per stage, None for none.
+        projection: width of the classifier's input.
+
+    Raises:
+        ValueError: on numbers that do not fit together.
+    """
+    layout = PUBLISHED
+
+    def __init__(
+            self,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            embed_dims: tuple[int, ...] = (64, 128, 320, 512),
+            depths: tuple[int, ...] = (3, 5, 9, 3),
+            num_heads: tuple[int, ...] = (1, 2, 5, 8),
+            stoken_size: tuple[int | tuple[int, int], ...] = (8, 4, 1, 1),
+            n_iter: tuple[int, ...] = (1, 1, 1, 1),
+            mlp_ratio: float = 4.,
+            qkv_bias: bool = True,
+            init_values: tuple[float | None, ...] = (None, None, None, None),
+            projection: int = 1024,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        num_stages = len(embed_dims)
+        for name, values in dict(depths=depths, num_heads=num_heads, stoken_size=stoken_size, n_iter=n_iter,
+                                 init_values=init_values).items():
+            if not isinstance(values, (tuple, list)) or len(values) != num_stages:
+                raise ValueError(f'{name}={values!r}: expected one value per stage, {num_stages} as in embed_dims={tuple(embed_dims)}.')
+        for dim, heads in zip(embed_dims, num_heads):
+            if heads < 1 or dim % heads or dim % 2:
+                raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
+                                 f'{dim} channels must be even and divide into {heads} heads.')
+        stoken_size = tuple(to_2tuple(s) for s in stoken_size)
+        if any(len(s) != 2 or min(s) < 1 for s in stoken_size):
+            raise ValueError(f'stoken_size={stoken_size}: expected a positive number or pair (h, w) per stage.')
+        if min(n_iter) < 1 or min(depths) < 1:
+            raise ValueError(f'depths={tuple(depths)}, n_iter={tuple(n_iter)}: expected at least 1 in every stage.')
+
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.drop_rate = drop_rate
+        self.num_features = self.head_hidden_size = projection
+
+        self.stem = Stem(in_chans, embed_dims[0], **dd)
+        drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        stages = []
+        self.feature_info = []
+        for i, dim in enumerate(embed_dims):
+            blocks = [Block(dim, num_heads[i], stoken_size[i], n_iter[i], mlp_ratio, qkv_bias, init_values[i], rate, **dd)
+                      for rate in drop_path[i]]
+            stages.append(Stage(Downsample(embed_dims[i - 1], dim, **dd) if i else nn.Identity(), blocks))
+            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
+        self.stages = nn.Sequential(*stages)
+        self.proj = Projection(embed_dims[-1], projection, **dd)
+        self.head = ClassifierHead(projection, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = self.head.num_features
+        self._init_head()
+
+    def _init_head(self):
+        # all convolutions and linear layers but the classifier were convolutions in the published code and keep torch's default
+        if isinstance(self.head.fc, nn.Linear):
+            trunc_normal_(self.head.fc.weight, std=.02)
+            nn.init.zeros_(self.head.fc.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        return dict(
+            stem=r'^stem',
+            blocks=r'^stages\.(\d+)' if coarse else [
+                (r'^stages\.(\d+)\.downsample', (0,)),
+                (r'^stages\.(\d+)\.blocks\.(\d+)', None),
+                (r'^proj', (99999,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
+        if global_pool is not None:
+            self.global_pool = global_pool
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Maps after the last block of each stage.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n stages if int, all if None, else these stages.
+            norm: accepted for timm's sake: the final norm belongs to the classifier's projection and fits no stage.
+            stop_early: stop after the last stage asked for.
+            output_fmt: 'NCHW' or 'NHWC'.
+            intermediates_only: return the maps alone, else (final features, maps).
+        """
+        if output_fmt not in ('NCHW', 'NHWC'):
+            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW' or 'NHWC'.")
+        check_image(x, self.in_chans)
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        x = self.stem(x)
+        intermediates = []
+        for i, stage in enumerate(self.stages[:max_index + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take_indices:
+                intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else x)
+        if intermediates_only:
+            return intermediates
+        if i == len(self.stages) - 1:
+            x = self.proj(x)
+        return x.permute(0, 3, 1, 2), intermediates
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop what the given stages do not need."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        cut = max_index < len(self.stages) - 1
+        self.stages = self.stages[:max_index + 1]
+        if cut or prune_norm or prune_head:
+            self.proj = nn.Identity()
+            self.num_features = self.feature_info[max_index]['num_chs']
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> (B, projection, ceil(H / 32), ceil(W / 32))."""
+        check_image(x, self.in_chans)
+        return self.proj(self.stages(self.stem(x))).permute(0, 3, 1, 2)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': 0.875, 'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'stem.0', 'classifier': 'head.fc', **kwargs,
+    }
+
+
+def _share(filename: str, **kwargs) -> dict:
+    """Published on a share that no program can download from."""
+    return _cfg(
+        origin_url='https://drive.google.com/drive/folders/1uaT5OarQd9iPrnFufHocHpM3zhyTcetB', notes=(f'file: {filename}',),
+        paper_ids='arXiv:2211.11167', license='unclear (the source header says MIT, there is no licence file)', **kwargs)
+
+
+_384 = dict(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0)
+default_cfgs = generate_default_cfgs({
+    'svit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights'),
+    'svit_small.in1k': _share('stvit-small-224.pth'),
+    'svit_small.in1k_384': _share('stvit-small-384.pth', **_384),
+    'svit_base.in1k': _share('stvit-base-224.pth'),
+    'svit_base.in1k_384': _share('stvit-base-384.pth', **_384),
+    'svit_large.in1k': _share('stvit-large-224.pth'),
+    'svit_large.in1k_384': _share('stvit-large-384.pth', **_384),
+})
+
+VARIANTS = {
+    'svit_micro': dict(embed_dims=(24, 48, 96, 192), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), projection=256),
+    'svit_small': dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 9, 3), num_heads=(1, 2, 5, 8)),
+    'svit_base': dict(embed_dims=(96, 192, 384, 512), depths=(4, 6, 14, 6), num_heads=(2, 3, 6, 8), init_values=(None, None, 1e-6, 1e-6)),
+    'svit_large': dict(embed_dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), num_heads=(2, 3, 7, 10), init_values=(None, None, 1e-6, 1e-6)),
+}
+
+
+def _create_svit(variant: str, pretrained: bool, **kwargs) -> SViT:
+    return build_model(SViT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
+
+
+@register_model
+def svit_micro(pretrained: bool = False, **kwargs) -> SViT:
+    """Our own, about a million parameters, for tests and tutorials."""
+    return _create_svit('svit_micro', pretrained, **kwargs)
+
+
+@register_model
+def svit_small(pretrained: bool = False, **kwargs) -> SViT:
+    """SViT-S: 25.5 M parameters, 4.4 GFLOPs, 83.6 % ImageNet top-1 (paper)."""
+    return _create_svit('svit_small', pretrained, **kwargs)
+
+
+@register_model
+def svit_base(pretrained: bool = False, **kwargs) -> SViT:
+    """SViT-B: 51.7 M parameters, 9.9 GFLOPs, 84.8 % ImageNet top-1 (paper)."""
+    return _create_svit('svit_base', pretrained, **kwargs)
+
+
+@register_model
+def svit_large(pretrained: bool = False, **kwargs) -> SViT:
+    """SViT-L: 95.0 M parameters, 15.6 GFLOPs, 85.3 % ImageNet top-1 (paper)."""
+    return _create_svit('svit_large', pretrained, **kwargs)

@@ -1,0 +1,180 @@
+"""Published weights: read files safely, bring published names and layouts into ours, build models with timm's builder."""
+import argparse
+import os
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+from timm.models import build_model_with_cfg, load_pretrained
+from timm.models._builder import resolve_pretrained_cfg
+
+StateDict = dict[str, torch.Tensor]
+
+# What published training scripts stored beside the weights. Both load as inert containers.
+INERT_GLOBALS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
+
+# Families whose names or files are easily confused: how to call them, and a pattern that some key of each published file has.
+KNOWN_LAYOUTS = (
+    ('a super-token checkpoint: use svit_small, svit_base or svit_large', r'\.stoken_refine\.|\.attn\.unfold\.weights$'),
+    ('a semantic-token checkpoint (STViT-R-Swin): use stvit_small or stvit_base', r'^layers\.2\.blocks\.1\.(layer_scale_1|attn\.kv\.weight)$'),
+    ('a Swin checkpoint: use timm\'s swin_*', r'^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$'),
+)
+
+
+@dataclass
+class Conversion:
+    """A state dict in our names, and what became of the published ones."""
+    state: StateDict
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A published checkpoint layout as data.
+
+    marker: pattern that some key of the published layout has and none of ours.
+    rules: (pattern, replacement) applied in turn to each name; a replacement of None drops the entry.
+    values: (pattern of our name, function (tensor, model, our name) -> tensor), for values that are laid out differently.
+    """
+    marker: str
+    rules: tuple[tuple[str, str | None], ...]
+    values: tuple[tuple[str, Callable[[torch.Tensor, nn.Module, str], torch.Tensor]], ...] = ()
+
+    def rename(self, name: str) -> str | None:
+        for pattern, replacement in self.rules:
+            if replacement is None and re.search(pattern, name):
+                return None
+            name = re.sub(pattern, replacement or '', name)
+        return name
+
+    def convert(self, state: StateDict, model: nn.Module) -> Conversion:
+        """Published names and shapes to ours; our own layout passes unchanged. Raises ValueError on another family's file."""
+        if not any(re.search(self.marker, name) for name in state):
+            for what, pattern in KNOWN_LAYOUTS:
+                if any(re.search(pattern, name) for name in state):
+                    raise ValueError(f'This is {what}. {type(model).__name__} cannot load it.')
+            return Conversion(dict(state))
+        result, own = Conversion({}), model.state_dict()
+        for name, value in state.items():
+            new = self.rename(name)
+            if new is None:
+                result.dropped.append(name)
+                continue
+            if new in own and value.shape != own[new].shape and value.squeeze().shape == own[new].squeeze().shape:
+                value = value.reshape(own[new].shape)  # 1x1 convolutions are linear layers here, (1, C, 1, 1) scales vectors
+            if new in own and value.shape == own[new].shape:
+                for pattern, change in self.values:
+                    if re.search(pattern, new):
+                        value = change(value, model, new)
+            result.state[new] = value
+            if new != name:
+                result.renamed[name] = new
+        return result
+
+
+def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> StateDict:
+    """The weights in a file (.safetensors, or a pickle read with weights_only), unwrapped from what training scripts put around them.
+
+    Raises ValueError if the file is missing, truncated, holds anything but data, or has no weights of the kind asked for.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f'{path}: no such checkpoint file.')
+    try:
+        if path.endswith('.safetensors'):
+            from safetensors.torch import load_file
+            content = load_file(path)
+        else:
+            with torch.serialization.safe_globals(INERT_GLOBALS):
+                content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f'{path} was refused: it holds more than weights, or is no checkpoint ({_first_line(e)}). '
+                         'Nothing in it was executed. Convert it in a place where it is trusted to a file of tensors alone.') from e
+    except Exception as e:  # whatever zip, pickle or header reading stumbles over in a damaged file
+        raise ValueError(f'{path} could not be read, it may be truncated ({type(e).__name__}: {_first_line(e)}).') from e
+    return unwrap(content, use_ema, path)
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
+def unwrap(content: object, use_ema: bool = False, name: str = 'The checkpoint') -> StateDict:
+    """The state dict inside {'model': ...}, {'state_dict': ...}, {'model_ema': ...}; prefixes stay."""
+    keys = ('model_ema', 'state_dict_ema', 'ema_state_dict') if use_ema else ('model', 'state_dict')
+    if isinstance(content, dict):
+        inner = next((content[k] for k in keys if isinstance(content.get(k), dict)), None)
+        if inner is not None:
+            content = inner.get('state_dict', inner) if isinstance(inner.get('state_dict'), dict) else inner
+        elif use_ema:
+            raise ValueError(f'{name} holds no averaged weights (none of {", ".join(keys)}); its keys start with '
+                             f'{list(content)[:5]}. Load it with use_ema=False.')
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        kind = sorted({type(v).__name__ for v in content.values()}) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f'{name}: expected a state dict (names to tensors), bare or under "model" or "state_dict"; found {kind}.')
+    return dict(content)
+
+
+def strip_prefixes(state: StateDict) -> tuple[StateDict, list[str]]:
+    """Without `module.` and `backbone.`; of a whole detector the backbone alone. Returns (state, names dropped)."""
+    state, dropped = dict(state), []
+    for prefix in ('module.', 'model.', 'backbone.', 'body.', 'model.'):
+        inside = [name for name in state if name.startswith(prefix)]
+        if not inside or (prefix != 'backbone.' and len(inside) < len(state)):
+            continue
+        dropped += [name for name in state if not name.startswith(prefix)]
+        state = {name[len(prefix):]: state[name] for name in inside}
+    return state, dropped
+
+
+def keep_counters(state: StateDict, model: nn.Module) -> StateDict:
+    """Batch counters that a file lacks stay the model's own: nothing that is computed depends on them."""
+    own = {name: value for name, value in model.state_dict().items() if name.endswith('.num_batches_tracked')}
+    return {**own, **state}
+
+
+class PublishedWeights:
+    """Mixin of models whose class says how published files are laid out; the hook that timm calls for local files."""
+    layout: Layout
+
+    def load_pretrained(self, path: str) -> None:
+        cfg = {**self.pretrained_cfg, 'state_dict': read_checkpoint(path), 'custom_load': False, 'source': ''}
+        try:
+            load_pretrained(self, cfg, self.num_classes, self.in_chans, checkpoint_filter_fn)
+        except RuntimeError as e:
+            raise ValueError(f'{path} does not fit {cfg["architecture"]}: {e}') from e
+
+
+def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
+    """Any published layout of the model's family to ours, in the form that timm's builder wants."""
+    return keep_counters(model.layout.convert(strip_prefixes(state)[0], model).state, model)
+
+
+def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:
+    """timm's `build_model_with_cfg` with our conversion, features by `forward_intermediates`, and clear errors about weights.
+
+    Raises ValueError if weights are asked for that no program can download.
+    """
+    overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), overlay)
+    if pretrained and not (cfg.has_weights or cfg.state_dict):
+        name = f'{variant}.{cfg.tag}' if cfg.tag else variant
+        where = f'They are published at {cfg.origin_url} ({", ".join(cfg.notes or ())})' if cfg.origin_url else 'None were published'
+        raise ValueError(
+            f'No program can download weights for {name}. {where}. With a local file: '
+            f"timm.create_model('{variant}', pretrained=True, pretrained_cfg_overlay=dict(file='FILE')), "
+            'or vitzoo.load_checkpoint(model, FILE).')
+    if cfg.file and not cfg.state_dict:
+        overlay['custom_load'] = True  # our reader: safe, and the weights rather than their average
+    return build_model_with_cfg(
+        model_cls, variant, pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'),
+        **kwargs,
+    )
