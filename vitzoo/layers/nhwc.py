@@ -1,4 +1,8 @@
-"""Layers on channels-last maps (B, H, W, C). Their convolutions see a permuted view, never a copy."""
+"""Layers on channels-last maps (B, H, W, C).
+
+Their convolutions see a permuted view, never a copy, and answer in the same memory order. Linear layers rely on that order;
+where one follows a convolution, `.contiguous()` states it, and copies only on a backend whose convolutions answer otherwise.
+"""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F

@@ -56,8 +56,8 @@ def associate(pixels: torch.Tensor, tokens: torch.Tensor, spread: torch.Tensor) 
     """
     B, M, P, C = pixels.shape
     near = gather_rows(tokens * C ** -0.5, spread).reshape(B * M, 9, C)
-    logits = near @ pixels.reshape(B * M, P, C).transpose(1, 2)
-    return logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    logits = torch.bmm(near, pixels.flatten(0, 1).transpose(1, 2))
+    return logits.softmax(dim=1, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None)
 
 
 def super_tokens(pixels: torch.Tensor, n_iter: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,13 +70,14 @@ def super_tokens(pixels: torch.Tensor, n_iter: int, tables: torch.Tensor) -> tup
     tokens = pixels.detach().mean(2)
     for _ in range(n_iter):
         with torch.no_grad():
-            association = associate(pixels, tokens.detach(), spread)
-            # over the pixels of nine cells; padded pixels count here, with 1/9 to each slot, and add nothing above
-            mass = gather_rows(association.sum(2).reshape(B, M * 9), collect).reshape(B, M, 9).sum(2) + 1e-12
+            association = associate(pixels, tokens, spread)
+            # padded pixels count in the mass, with 1/9 for each slot, and add nothing to the sum
+            mass = association.sum(2, keepdim=True)
             association = association.to(pixels.dtype)
-        gathered = (association @ pixels.reshape(B * M, P, C)).reshape(B, M * 9, C)
-        tokens = gather_rows(gathered, collect).reshape(B, M, 9, C).sum(2)
-        tokens = (tokens / mass.unsqueeze(2)).to(pixels.dtype)
+        weighted = torch.bmm(association, pixels.flatten(0, 1))
+        pairs = torch.cat([weighted, mass], dim=2).reshape(B, M * 9, C + 1)
+        total, mass = gather_rows(pairs, collect).reshape(B, M, 9, C + 1).sum(2).split([C, 1], dim=2)
+        tokens = (total / (mass + 1e-12)).to(pixels.dtype)
     return tokens, association
 
 
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
         x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(B, N, C))
+        return self.proj(x.transpose(1, 2).contiguous().view(B, N, C))
 
 
 @register_notrace_module
@@ -117,13 +118,13 @@ class SuperTokenAttention(nn.Module):
         rows, cols = x.shape[1] // h, x.shape[2] // w
         M = rows * cols
         tables = torch.from_numpy(neighbour_tables(rows, cols)).to(x.device)
-        pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).reshape(B, M, h * w, C)
+        pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).contiguous().view(B, M, h * w, C)
 
         tokens, association = super_tokens(pixels, self.n_iter, tables)
         near = gather_rows(self.attn(tokens), tables[0]).reshape(B * M, 9, C)
-        x = association.transpose(1, 2) @ near
+        x = torch.bmm(association.transpose(1, 2), near)
 
-        x = x.reshape(B, rows, cols, h, w, C).transpose(2, 3).reshape(B, rows * h, cols * w, C)
+        x = x.reshape(B, rows, cols, h, w, C).transpose(2, 3).contiguous().view(B, rows * h, cols * w, C)
         return x[:, :H, :W] if H % h or W % w else x
 
 
@@ -138,7 +139,7 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dwconv(self.act(self.fc1(x))))
+        return self.fc2(self.dwconv(self.act(self.fc1(x))).contiguous())
 
 
 class Block(nn.Module):
@@ -159,8 +160,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pos_embed(x)
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
-        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        # the sums take the memory layout of their first operand: channels last
+        x = self.drop_path(self.ls1(self.attn(self.norm1(x)))) + x
+        x = self.drop_path(self.ls2(self.mlp(self.norm2(x)))) + x
         return x
 
     @torch.no_grad()
