@@ -1,0 +1,187 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from vitzoo.dense import DenseBackbone
+
+HIERARCHICAL = ['svit_micro', 'resnet10t', 'convnext_atto', 'swin_tiny_patch4_window7_224', 'test_efficientnet', 'pvt_v2_b0']
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def image(*size, in_chans=3):
+    return torch.rand(1, in_chans, *size)
+
+
+@pytest.mark.parametrize('name', HIERARCHICAL)
+@pytest.mark.parametrize('size', [(130, 158), (64, 96)])
+def test_maps_have_ceil_of_size_by_stride(name, size):
+    model = DenseBackbone(name).eval()
+    with torch.inference_mode():
+        maps = model(image(*size))
+    assert model.strides == (4, 8, 16, 32)
+    assert [m.shape for m in maps] == [
+        (1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(model.out_channels, model.strides, strict=True)]
+    assert all(m.is_contiguous() for m in maps)
+
+
+@pytest.mark.parametrize('name', HIERARCHICAL)
+@pytest.mark.parametrize('out_norm', [True, 'layer'])
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2), (0,)])
+def test_every_parameter_gets_a_gradient(name, out_indices, out_norm):
+    model = DenseBackbone(name, out_indices, out_norm=out_norm)
+    sum((m ** 2).sum() for m in model(torch.rand(2, 3, 64, 64))).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize('name', ['convnext_atto', 'swin_tiny_patch4_window7_224', 'test_efficientnet'])
+def test_maps_are_those_of_timm_s_feature_model(name):
+    model = DenseBackbone(name).eval()
+    torch.manual_seed(0)
+    own = timm.create_model(name, features_only=True, **({'strict_img_size': False} if name.startswith('swin') else {})).eval()
+    weights = {key.replace('.', '_'): value for key, value in own.state_dict().items()}  # timm flattens `stages.0` to `stages_0`
+    model.model.load_state_dict({key: weights[key.replace('.', '_')] for key in model.model.state_dict()})
+    x = image(64, 96)
+    with torch.inference_mode():
+        theirs = own(x)[-4:]
+        if name.startswith('swin'):
+            theirs = [m.permute(0, 3, 1, 2) for m in theirs]
+        torch.testing.assert_close(model(x), list(theirs))
+
+
+def test_other_input_channels():
+    model = DenseBackbone('resnet10t', (0, 3), in_chans=5).eval()
+    with torch.inference_mode():
+        assert [m.shape[2:] for m in model(image(65, 33, in_chans=5))] == [(17, 9), (3, 2)]
+
+
+def test_layer_ids_cover_the_body_in_order_of_depth():
+    model = DenseBackbone('convnext_atto', (0, 1))
+    ids = model.layer_ids()
+    assert set(ids) == {name for name, _ in model.named_parameters() if name.startswith('body.')}
+    assert ids['body.model.stem.0.weight'] == 0 < ids['body.model.stages.0.blocks.1.gamma'] < ids['body.model.stages.1.blocks.1.gamma']
+
+
+def test_nothing_is_built_behind_the_last_level():
+    def count(*out_indices):
+        return sum(p.numel() for p in DenseBackbone('resnet10t', out_indices).parameters())
+    assert count(0) < count(0, 1) == count(1) < count(2) < count(3)
+
+
+def test_layer_norm_is_over_channels():
+    model = DenseBackbone('convnext_atto', (0, 2), out_norm='layer').eval()
+    with torch.inference_mode():
+        for m in model(image(64, 64)):
+            torch.testing.assert_close(m.mean(1), torch.zeros_like(m.mean(1)), atol=1e-4, rtol=0)
+            torch.testing.assert_close(m.var(1, unbiased=False), torch.ones_like(m.mean(1)), atol=1e-2, rtol=0)
+    assert [n for n, m in model.named_children() if n != 'body'] == ['norm0', 'norm2']
+
+
+def test_published_output_norm_of_the_family_is_used(monkeypatch):
+    from timm.models.resnet import ResNet
+    monkeypatch.setattr(ResNet, 'dense_norm', nn.InstanceNorm2d, raising=False)
+    assert isinstance(DenseBackbone('resnet10t', (2,)).norm2, nn.InstanceNorm2d)
+    assert isinstance(DenseBackbone('resnet10t', (2,), out_norm=False).norm2, nn.Identity)
+
+
+@pytest.mark.parametrize('name, stages, frozen, free', [
+    ('svit_micro', 0, ['stem'], ['stages.0']),
+    ('svit_micro', 2, ['stem', 'stages.0', 'stages.1'], ['stages.2', 'stages.3']),
+    ('resnet10t', 0, ['conv1', 'bn1'], ['layer1', 'layer4']),
+    ('resnet10t', 2, ['conv1', 'bn1', 'layer1', 'layer2'], ['layer3', 'layer4']),
+    ('convnext_atto', 0, ['stem'], ['stages.0']),
+    ('convnext_atto', 1, ['stem', 'stages.0'], ['stages.1']),
+    ('test_efficientnet', 1, ['conv_stem', 'bn1', 'blocks.0', 'blocks.1'], ['blocks.2']),
+    ('swin_tiny_patch4_window7_224', 4, ['patch_embed', 'layers.0', 'layers.3'], []),
+])
+def test_frozen_stages(name, stages, frozen, free):
+    model = DenseBackbone(name, frozen_stages=stages)
+    model.train()
+    for path in frozen:
+        part = model.model.get_submodule(path)
+        assert not any(p.requires_grad for p in part.parameters())
+        assert not any(m.training for m in part.modules())
+    for path in free:
+        part = model.model.get_submodule(path)
+        assert all(p.requires_grad for p in part.parameters())
+        assert all(m.training for m in part.modules())
+    if free:
+        sum(m.sum() for m in model(torch.rand(2, 3, 64, 64))).backward()
+
+
+def test_norm_eval_keeps_running_statistics():
+    model = DenseBackbone('resnet10t', norm_eval=True).train()
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    model(torch.rand(2, 3, 64, 64))
+    assert before and all(torch.equal(before[n], b) for n, b in model.named_buffers())
+    assert model.model.layer1.training and model.model.bn1.weight.requires_grad
+
+
+@pytest.mark.parametrize('name', ['svit_micro', 'convnext_atto', 'test_efficientnet'])
+def test_checkpointing_changes_no_gradient(name):
+    plain, recomputing = DenseBackbone(name, norm_eval=True), DenseBackbone(name, norm_eval=True, with_cp=True)
+    recomputing.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 64, 64)
+    for model in (plain, recomputing):
+        sum((m ** 2).sum() for m in model(x)).backward()
+    for p, q in zip(plain.parameters(), recomputing.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_checkpoint_of_a_timm_classifier(tmp_path):
+    classifier = timm.create_model('resnet10t')
+    torch.save(classifier.state_dict(), tmp_path / 'classifier.pth')
+    model = DenseBackbone('resnet10t', (0, 1), checkpoint_path=tmp_path / 'classifier.pth')
+    wanted = classifier.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in model.model.state_dict().items())
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    torch.save(timm.create_model('convnext_atto').state_dict(), tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='other.pth'):
+        DenseBackbone('resnet10t', checkpoint_path=tmp_path / 'other.pth')
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(out_indices=(0, 4)), 'levels 0 to 3'),
+    (dict(out_indices=(1, 0)), 'ascending'),
+    (dict(out_indices=()), 'levels 0 to 3'),
+    (dict(pretrained='weights.pth'), 'checkpoint_path'),
+    (dict(pretrained=True, checkpoint_path='weights.pth'), 'either'),
+    (dict(checkpoint_path='missing.pth'), 'missing.pth'),
+    (dict(out_norm='batch'), 'out_norm'),
+    (dict(frozen_stages=5), 'frozen_stages'),
+])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DenseBackbone('resnet10t', **kwargs)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match='resnet10t'):
+        DenseBackbone('resnet10tt')
+    with pytest.raises(TypeError):
+        DenseBackbone('resnet10t', no_such_option=1)
+
+
+def test_missing_strides_are_named():
+    with pytest.raises(ValueError, match=r'strides \[16\]'):
+        DenseBackbone('test_vit')
+    assert DenseBackbone('test_vit', (2,)).strides == (16,)
+    with pytest.raises(ValueError, match=r'strides \[12, 17\]'):
+        DenseBackbone('crossvit_tiny_240', (2,))
+
+
+@pytest.mark.parametrize('x', [torch.rand(3, 64, 64), torch.rand(1, 4, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
+def test_bad_images(x):
+    with pytest.raises(ValueError, match='expected a floating point image batch'):
+        DenseBackbone('resnet10t', (0,))(x)
+
+
+def test_model_that_loses_the_grid_is_refused():
+    with pytest.raises(ValueError, match='does not keep the input grid'):
+        DenseBackbone('inception_v3', (0, 1))(image(96, 96))

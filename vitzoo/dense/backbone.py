@@ -1,0 +1,234 @@
+"""`DenseBackbone`: one interface to the feature maps of every hierarchical model, ours or timm's."""
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from timm.models import group_parameters
+from timm.models._features import FeatureGetterNet
+from timm.models._helpers import clean_state_dict
+from timm.optim._param_groups import auto_group_layers
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vitzoo.models._pretrained import read_checkpoint
+
+STRIDES = (4, 8, 16, 32)
+
+
+class DenseBackbone(nn.Module):
+    """A timm model as a pyramid: an image `(B, in_chans, H, W)` to one contiguous `(B, C, ceil(H / stride), ceil(W / stride))` map a level.
+
+    Args:
+        model_name: any registered name, with or without a tag (`'svit_small.in1k'`).
+        out_indices: ascending levels, 0 to 3 for strides 4, 8, 16, 32. Nothing behind the last one is built.
+        pretrained: load the published weights of the tag, downloading them if needed.
+        checkpoint_path: a local file in any layout that `vitzoo.load_checkpoint` knows; instead of `pretrained`.
+        out_norm: True for the normalisation that the family's published dense code puts on its outputs (the model class names it in
+            `dense_norm`, a function of the channels; most have none), `'layer'` for a LayerNorm over the channels, False for none.
+        frozen_stages: 0 freezes the stem, k also the first k stages: no gradient, and eval mode whatever `train()` says. -1: nothing.
+        norm_eval: keep every BatchNorm in eval mode, so that its running statistics stay as they are.
+        with_cp: recompute activations in the backward pass to save memory.
+        model_kwargs: go to the model (`in_chans`, `drop_path_rate`, ...).
+
+    Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
+    are cropped. Attributes: `body` (the feature model), `out_indices`, `out_channels` and `strides` (one entry a map).
+    """
+
+    def __init__(
+            self,
+            model_name: str,
+            out_indices: Sequence[int] = (0, 1, 2, 3),
+            *,
+            pretrained: bool = False,
+            checkpoint_path: str | Path | None = None,
+            out_norm: bool | str = True,
+            frozen_stages: int = -1,
+            norm_eval: bool = False,
+            with_cp: bool = False,
+            **model_kwargs,
+    ):
+        super().__init__()
+        out_indices = tuple(out_indices)
+        _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages)
+
+        probe, model_kwargs = _probe(model_name, model_kwargs)
+        levels = _find_levels(model_name, probe, out_indices)
+        self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
+
+        self.model_name = model_name
+        self.out_indices = out_indices
+        self.out_channels = tuple(self.body.feature_info.channels())
+        self.strides = tuple(STRIDES[i] for i in out_indices)
+        self.in_chans = model_kwargs.get('in_chans', self.body.pretrained_cfg['input_size'][0])
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.multiple = 1 if self._is_ours else max(info['reduction'] for info in self.body.feature_info.info)
+
+        norm = _output_norm(self.model, out_norm)
+        for i, channels in zip(out_indices, self.out_channels, strict=True):
+            self.add_module(f'norm{i}', norm(channels))
+        if with_cp:
+            _enable_checkpointing(model_name, self.model)
+        if checkpoint_path is not None:
+            self.load(checkpoint_path)
+
+        frozen = _modules_until_stage(self.model, self.body.feature_info.info, frozen_stages)
+        for module in frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        # containers that go on behind the frozen part still train
+        self._frozen = [module for module in frozen if not any(p.requires_grad for p in module.parameters())]
+        self.train()
+
+    @property
+    def model(self) -> nn.Module:
+        """The timm model inside `body`, under the parameter names of the classifier."""
+        return _inner(self.body)
+
+    @property
+    def _is_ours(self) -> bool:
+        return type(self.model).__module__.startswith('vitzoo.')
+
+    def load(self, source: str | Path | dict[str, Tensor]) -> None:
+        """Load a file or state dict: any published layout for our families, a classifier or its features in timm's names for timm's.
+
+        Raises ValueError, and changes nothing, if a weight is missing or has another shape.
+        """
+        if self._is_ours:
+            from vitzoo.checkpoints import load_checkpoint
+            load_checkpoint(self, source)
+            return
+        state = clean_state_dict(source if isinstance(source, dict) else read_checkpoint(source))
+        own = self.model.state_dict()
+        wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
+        if wrong:
+            name = 'the state dict' if isinstance(source, dict) else source
+            raise ValueError(f'{name} does not fit {self.model_name}: {len(wrong)} of {len(own)} entries are missing or differ in shape, '
+                             f'such as {wrong[0]}; its keys start with {list(state)[:3]}')
+        self.model.load_state_dict({name: state[name] for name in own})
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of every parameter of `body` for layer-wise learning rates: 0 for the stem, then one number a block."""
+        ids = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True) \
+            if hasattr(self.model, 'group_matcher') else auto_group_layers(self.model)
+        prefix = 'body.model.' if isinstance(self.body, FeatureGetterNet) else 'body.'
+        return {prefix + name: depth for name, depth in ids.items()}
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if x.ndim != 4 or x.shape[1] != self.in_chans or not x.is_floating_point():
+            raise ValueError(f'expected a floating point image batch (B, {self.in_chans}, H, W), got {x.dtype} of shape {tuple(x.shape)}')
+        height, width = x.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        maps = []
+        for level, stride, feature in zip(self.out_indices, self.strides, self.body(x), strict=True):
+            rows, columns = -(-height // stride), -(-width // stride)
+            if feature.shape[2] < rows or feature.shape[3] < columns:
+                raise ValueError(
+                    f'{self.model_name} gave a map of {feature.shape[2]}x{feature.shape[3]} where stride {stride} of {height}x{width} is '
+                    f'{rows}x{columns}: it does not keep the input grid and cannot serve as a dense backbone at this size')
+            maps.append(getattr(self, f'norm{level}')(feature[:, :, :rows, :columns]).contiguous())
+        return maps
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = False
+        for module in self._frozen:
+            module.training = False
+        return self
+
+
+def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages):
+    if not out_indices or list(out_indices) != sorted(set(out_indices)) or not set(out_indices) <= {0, 1, 2, 3}:
+        raise ValueError(f'out_indices are ascending levels 0 to 3 (strides 4, 8, 16, 32), got {out_indices}')
+    if not isinstance(pretrained, bool):
+        raise ValueError(f'pretrained is True or False, got {pretrained!r}; give a file as checkpoint_path')
+    if checkpoint_path is not None and pretrained:
+        raise ValueError(f'give either pretrained=True or checkpoint_path, got both ({checkpoint_path})')
+    if checkpoint_path is not None and not Path(checkpoint_path).is_file():
+        raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
+    if out_norm not in (True, False, 'layer'):
+        raise ValueError(f"out_norm is True, False or 'layer', got {out_norm!r}")
+    if not -1 <= frozen_stages <= 4:
+        raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or the number of stages from 1 to 4, got {frozen_stages}')
+    name = model_name.split('.')[0]
+    if ':' not in name and not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f'unknown model {model_name!r}' + (f'; did you mean {", ".join(close)}?' if close else '; see timm.list_models()'))
+
+
+def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict]:
+    """Build the feature model without memory, for its facts, and find the arguments that build it.
+
+    timm answers an argument that a model does not have with a TypeError. Preferred are its getter wrapper (it keeps parameter names and
+    drops what lies behind the last level) and the option that frees a model from its fixed input size.
+    """
+    def build(**kwargs):
+        kwargs = {**kwargs, **model_kwargs, 'features_only': True}
+        with torch.device('meta'):
+            return timm.create_model(model_name, **kwargs), kwargs
+
+    try:
+        body, kwargs = build(feature_cls='getter')
+    except TypeError:
+        return build()
+    if body.pretrained_cfg.get('fixed_input_size'):
+        for option in ('strict_img_size', False), ('dynamic_img_size', True):
+            try:
+                return build(feature_cls='getter', **dict([option]))
+            except TypeError:
+                continue
+    return body, kwargs
+
+
+def _find_levels(model_name: str, body: nn.Module, out_indices: Sequence[int]) -> tuple[int, ...]:
+    """Positions of the wanted strides in the model's own list of feature maps; of several with one stride, the last."""
+    by_stride = {info['reduction']: position for position, info in enumerate(body.feature_info.info)}
+    missing = [STRIDES[i] for i in out_indices if STRIDES[i] not in by_stride]
+    if missing:
+        raise ValueError(
+            f'{model_name} has feature maps at strides {sorted(by_stride)}, out_indices={tuple(out_indices)} asks for {missing} as well; '
+            'choose levels that exist or a hierarchical model')
+    return tuple(by_stride[STRIDES[i]] for i in out_indices)
+
+
+def _inner(body: nn.Module) -> nn.Module:
+    return body.model if isinstance(body, FeatureGetterNet) else body
+
+
+def _output_norm(model: nn.Module, out_norm: bool | str) -> Callable[[int], nn.Module]:
+    if out_norm == 'layer':
+        return LayerNorm2d
+    published = getattr(model, 'dense_norm', None) if out_norm else None
+    return published or (lambda channels: nn.Identity())
+
+
+def _enable_checkpointing(model_name: str, model: nn.Module) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as e:  # timm asserts where a model cannot
+        raise ValueError(f'{model_name} has no gradient checkpointing; leave with_cp=False') from e
+
+
+def _modules_until_stage(model: nn.Module, levels: list[dict], stages: int) -> list[nn.Module]:
+    """The stem and the first `stages` stages, as modules to be taken without their children.
+
+    Modules are registered in the order of use (timm's feature wrappers rely on it too), so this is all that comes before the end of the
+    stage's last module. Containers that go on behind it count as well, since what they own directly (a position embedding) acts first.
+    """
+    if stages < 0:
+        return []
+    names = [name for name, _ in model.named_modules()]
+    path = {info['reduction']: info['module'] for info in levels}[STRIDES[max(stages, 1) - 1]]
+    if stages == 0:
+        end = names.index(path.split('.')[0])
+    else:
+        end = max(i for i, name in enumerate(names) if f'{name}.'.startswith(f'{path}.')) + 1
+    return [module for _, module in list(model.named_modules())[:end]]
