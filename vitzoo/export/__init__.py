@@ -1,0 +1,4 @@
+"""ONNX: export and verification."""
+from .exporter import export_onnx as export_onnx
+from .report import ExportReport as ExportReport
+from .verify import ExportError as ExportError

@@ -1,0 +1,280 @@
+"""`vitzoo.export_onnx`: from a PyTorch model to an ONNX file that was run and compared."""
+import copy
+import io
+import json
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.utils import reparameterize_model
+from torch import nn
+
+from ..extras import require
+from ..profiling.counters import image_shape
+from ..profiling.latency import take_turns
+from ..profiling.report import model_name
+from . import verify
+from .report import ExportReport
+from .verify import Case, ExportError
+
+TORCHSCRIPT_OPSET = 17  # the newest that the dynamo exporter cannot write
+OPSETS = range(TORCHSCRIPT_OPSET, 24)
+BATCHES = (1, 3)
+FILE_LIMIT = 2**31 - 2**24  # protobuf holds 2 GiB; the rest is for the graph
+_CHATTY = ('torch.onnx', 'torch.export', 'torch._export', 'torch.fx', 'torch._dynamo', 'onnxscript', 'onnx_ir')
+
+
+def export_onnx(
+        model: nn.Module,
+        path: str | os.PathLike,
+        input_size: int | tuple[int, ...],
+        *,
+        opset: int = 20,
+        dynamic_batch: bool = True,
+        dynamic_size: bool = False,
+        class_names: Sequence[str] | None = None,
+        license: str | None = None,
+        source: str | None = None,
+        rounds: int = 5,
+        progress: bool = False,
+) -> ExportReport:
+    """Write a model as ONNX, compare it with PyTorch in ONNX Runtime, and keep the file only if they agree.
+
+    The file holds a float32 copy in inference form (`fuse()` and the like done); the model itself is not changed. Its input is `image`
+    (batch, C, H, W), normalised; the outputs are `logits` of a classifier, else `feat0`, `feat1`, ... Agreement means finite values
+    within 1e-5 of an output's largest value, at batches 1 and 3 (with `dynamic_size` at three other sizes too, one of them odd), for four
+    fixed images a size. A model that says it chooses (`model.selects`) may resolve a near tie the other way in one of the four: a
+    difference below 2e-3, which is reported.
+
+    The file's metadata (`metadata_props`, each value as JSON) has: model, task ('classification' or 'features'), input_size (C, H, W),
+    mean, std, interpolation, crop_pct, num_classes, class_names, versions, license, source.
+
+    Args:
+        model: any module that maps an image batch to a tensor or a list of tensors; from timm, vitzoo or elsewhere.
+        path: the file to write; an older one stays until the new one has been checked.
+        input_size: `H` for square, (H, W) or (C, H, W).
+        opset: 18 to 23, or 17 for old runtimes (by PyTorch's TorchScript exporter).
+        dynamic_batch: accept any batch size; else 1 alone.
+        dynamic_size: accept other heights and widths. Quick for convolutional models; attention over windows or regions can take many
+            minutes, where opset 17 is the way out.
+        class_names: one per class.
+        license, source: of the weights; by default what the model's timm configuration says.
+        rounds: of the latency measurement; 0 for none.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: before any work, if an argument is bad or the model cannot be exported.
+        ExportError: if the exporter fails or the file disagrees with PyTorch.
+        ImportError: if the extra `onnx` is not installed.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'model is a {type(model).__name__}: expected a torch.nn.Module, e.g. from timm.create_model.')
+    if opset not in OPSETS:
+        raise ValueError(f'opset={opset!r}: expected {OPSETS[0]} to {OPSETS[-1]}; 20 suits current runtimes, 17 old ones.')
+    if not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f'rounds={rounds!r}: expected a number of measurements, 0 for none.')
+    size = image_shape(model, input_size)
+    _refuse_inexportable(model)
+    for module in ('onnx', 'onnxscript', 'onnxruntime'):
+        require(module, 'onnx')
+    path = Path(path)
+
+    with _temporary(path) as temporary, _steps(progress) as step:
+        step('run in PyTorch')
+        # in float32 on the CPU whatever the caller has; `deploy` is folded, and compared with `plain`, which is not
+        plain = copy.deepcopy(model).requires_grad_(False).eval().float().cpu()
+        deploy = reparameterize_model(plain)
+        batches = BATCHES if dynamic_batch else (1,) * len(verify.SEEDS)
+        cases = [verify.make_cases(plain, s, batches) for s in [size, *(_other_sizes(size) if dynamic_size else ())]]
+        names = _output_names(model, cases[0][0])
+        metadata, notes = _metadata(model, size, names, cases[0][0], class_names, license, source)
+
+        step('export')
+        with _quiet():
+            proto = _export(deploy, cases[0][0].images, names, opset, dynamic_batch, dynamic_size)
+        _write(proto, metadata, temporary)
+        found = _read_opset(temporary)
+        if found != opset:
+            raise ExportError(f'the exporter wrote opset {found} where {opset} was asked for; choose another opset.')
+
+        step('check in ONNX Runtime')
+        selects = any(getattr(m, 'selects', False) for m in model.modules())
+        try:
+            session = verify.open_session(str(temporary))
+            checks = [_check_size(session, c, names, selects, notes) for c in cases]
+        except ExportError:
+            raise
+        except Exception as e:  # ONNX Runtime has no common base for its errors
+            raise ExportError(f'ONNX Runtime cannot run the file: {e}') from e
+
+        step('time')
+        latency = _latency(plain, session, cases[0][0], rounds) if rounds else {}
+        report = ExportReport(
+            path=str(path), model=metadata['model'], task=metadata['task'],
+            exporter='torchscript' if opset == TORCHSCRIPT_OPSET else 'dynamo', opset=opset, nodes=len(proto.graph.node),
+            file_size=temporary.stat().st_size, input_size=size, outputs=names, checks=[c for group in checks for c in group],
+            latency_ms=latency, metadata=metadata, warnings=notes,
+        )
+        os.replace(temporary, path)
+    return report
+
+
+def _refuse_inexportable(model: nn.Module) -> None:
+    for module in model.modules():
+        exportable = getattr(module, 'exportable', True)
+        if exportable is not True:
+            raise ValueError(f'{type(module).__name__} cannot be exported to ONNX' + (f': {exportable}' if exportable else '.'))
+    weights = 4 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    if weights > FILE_LIMIT:
+        raise ValueError(f'{type(model).__name__} takes {weights / 2**30:.1f} GiB in float32: one ONNX file holds less than 2 GiB.')
+
+
+def _other_sizes(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    channels, height, width = size
+    return [(channels, height + 32, width + 64), (channels, height + 64, width), (channels, height + 13 | 1, width + 38 | 1)]
+
+
+@contextmanager
+def _temporary(path: Path):
+    """A file next to `path` that is gone at the end, unless it was renamed; made at once, so that a bad path costs no work."""
+    if path.is_dir():
+        raise ValueError(f'path {str(path)!r} is a folder: expected a file name, e.g. {str(path / "model.onnx")!r}.')
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as e:
+        raise ValueError(f'path {str(path)!r} cannot be written ({e.strerror}): expected a file in an existing folder of yours.') from e
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _steps(show: bool):
+    if not show:
+        yield lambda description: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task('', total=5, completed=-1)
+        yield lambda description: bar.update(task, advance=1, description=description)
+
+
+@contextmanager
+def _quiet():
+    """Silence the exporters' remarks for the time of a call."""
+    levels = {name: logging.getLogger(name).level for name in _CHATTY}
+    try:
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _output_names(model: nn.Module, case: Case) -> tuple[str, ...]:
+    """A single (B, K) tensor is a classifier's, unless the model says that it has no classes."""
+    if len(case.outputs) == 1 and case.outputs[0].ndim == 2 and getattr(model, 'num_classes', None) != 0:
+        return ('logits',)
+    return tuple(f'feat{i}' for i in range(len(case.outputs)))
+
+
+def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ...], case: Case, class_names: Sequence[str] | None,
+              license: str | None, source: str | None) -> tuple[dict, list[str]]:
+    """What goes into the file, and remarks for the report."""
+    from vitzoo import __version__
+    config = next((c for m in model.modules() if (c := getattr(m, 'pretrained_cfg', None))), {})
+    data = resolve_data_config({'input_size': size}, pretrained_cfg=config)
+    notes = []
+    if len(data['mean']) != size[0]:
+        for key in ('mean', 'std'):
+            data[key] = (sum(data[key]) / len(data[key]),) * size[0]
+        notes.append(f'mean and std were known for other channels: their averages stand for each of the {size[0]}')
+    num_classes = case.outputs[0].shape[1] if names == ('logits',) else 0
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f'class_names has {len(class_names)} entries: expected {num_classes}, one for each class of the model.')
+    if not any(o.any() for o in case.outputs):
+        notes.append('all outputs are zero (a head that was never trained?): the comparison says little')
+    import onnx
+    metadata = dict(
+        model=model_name(model), task='classification' if num_classes else 'features', input_size=list(size), mean=list(data['mean']),
+        std=list(data['std']), interpolation=data['interpolation'], crop_pct=data['crop_pct'], num_classes=num_classes,
+        class_names=None if class_names is None else [str(name) for name in class_names],
+        versions=dict(vitzoo=__version__, torch=str(torch.__version__), timm=timm.__version__, onnx=onnx.__version__),
+        license=license or config.get('license'),
+        source=source or config.get('origin_url') or config.get('hf_hub_id') or config.get('url') or None,
+    )
+    return metadata, notes
+
+
+def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opset: int, dynamic_batch: bool, dynamic_size: bool):
+    """The model as an ONNX ModelProto, by the exporter that writes this opset."""
+    # batch 1 would be taken for a constant
+    example = torch.cat([images, images]) if dynamic_batch else images
+    axes = ({0: 'batch'} if dynamic_batch else {}) | ({2: 'height', 3: 'width'} if dynamic_size else {})
+    options = dict(input_names=['image'], output_names=list(names), opset_version=opset, verbose=False)
+    try:
+        if opset == TORCHSCRIPT_OPSET:
+            import onnx
+            buffer = io.BytesIO()
+            dynamic = {name: {0: 'batch'} for name in names} if dynamic_batch else {}
+            torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
+            return onnx.load_from_string(buffer.getvalue())
+        program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
+        return program.model_proto
+    except Exception as e:  # the exporters raise whatever their stages raise
+        raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {e}') from e
+
+
+def _write(proto, metadata: dict, path: Path) -> None:
+    import onnx
+    _drop_notes(proto.graph.node)
+    for function in proto.functions:
+        _drop_notes(function.node)
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
+    path.write_bytes(proto.SerializeToString())
+
+
+def _drop_notes(nodes) -> None:
+    """The exporter attaches Python stack traces, with the paths of this machine, to every node."""
+    for node in nodes:
+        node.ClearField('metadata_props')
+        node.ClearField('doc_string')
+        for attribute in node.attribute:
+            _drop_notes(attribute.g.node)
+
+
+def _read_opset(path: Path) -> int:
+    import onnx
+    return next(o.version for o in onnx.load(path).opset_import if o.domain in ('', 'ai.onnx'))
+
+
+def _check_size(session, cases: list[Case], names: tuple[str, ...], selects: bool, notes: list[str]) -> list[verify.Check]:
+    checks = [verify.check(session, case, names, selects) for case in cases]
+    resolved = {seed: error for c in checks for seed, error in c.resolved.items()}
+    where = f'{checks[0].height}x{checks[0].width}'
+    if len(resolved) > 1:
+        raise ExportError(f'{len(resolved)} of {len(verify.SEEDS)} images at {where} differ from PyTorch by more than '
+                          f'{verify.TOLERANCE:.0e} of the largest value; one near tie may be resolved the other way, no more.')
+    notes += [f'image {seed} at {where} differs by {error:.1e}: a choice resolved the other way' for seed, error in resolved.items()]
+    return checks
+
+
+def _latency(plain: Callable, session, case: Case, rounds: int) -> dict[str, float]:
+    feed = {'image': case.images.numpy()}
+    with torch.inference_mode():
+        timings = take_turns({'pytorch': lambda: plain(case.images), 'onnxruntime': lambda: session.run(None, feed)}, rounds=rounds)
+    return {name: timings.median_ms(name) for name in ('pytorch', 'onnxruntime')}
