@@ -121,15 +121,16 @@ def unwrap(content: object, use_ema: bool = False, name: str = 'The checkpoint')
 
 
 def strip_prefixes(state: StateDict) -> tuple[StateDict, list[str]]:
-    """Without `module.` and `backbone.`; of a whole detector the backbone alone. Returns (state, names dropped)."""
-    state, dropped = dict(state), []
-    for prefix in ('module.', 'model.', 'backbone.', 'body.', 'model.'):
-        inside = [name for name in state if name.startswith(prefix)]
-        if not inside or (prefix != 'backbone.' and len(inside) < len(state)):
-            continue
-        dropped += [name for name in state if not name.startswith(prefix)]
-        state = {name[len(prefix):]: state[name] for name in inside}
-    return state, dropped
+    """Names without what data parallelism and wrappers put before them; of a whole detector the backbone alone.
+
+    Returns (state, names of the detector's other parts).
+    """
+    inside = {re.sub(r'^(module\.)+', '', name): name for name in state}
+    dropped = []
+    if any(name.startswith('backbone.') for name in inside):
+        dropped = [old for name, old in inside.items() if not name.startswith('backbone.')]
+        inside = {name.removeprefix('backbone.'): old for name, old in inside.items() if name.startswith('backbone.')}
+    return {re.sub(r'^(body\.)?(model\.)?', '', name): state[old] for name, old in inside.items()}, dropped
 
 
 def keep_counters(state: StateDict, model: nn.Module) -> StateDict:
@@ -147,7 +148,8 @@ class PublishedWeights:
         try:
             load_pretrained(self, cfg, self.num_classes, self.in_chans, checkpoint_filter_fn)
         except RuntimeError as e:
-            raise ValueError(f'{path} does not fit {cfg["architecture"]}: {e}') from e
+            reasons = str(e).splitlines()[1:]
+            raise ValueError(f'{path} does not fit {cfg["architecture"]} ({len(reasons)} differences): {reasons[0].strip()}') from e
 
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
