@@ -149,7 +149,7 @@ class PublishedWeights:
             load_pretrained(self, cfg, self.num_classes, self.in_chans, checkpoint_filter_fn)
         except RuntimeError as e:
             reasons = str(e).splitlines()[1:]
-            raise ValueError(f'{path} does not fit {cfg["architecture"]} ({len(reasons)} differences): {reasons[0].strip()}') from e
+            raise ValueError(f'{path} does not fit {cfg["architecture"]} ({len(reasons)} differences): {reasons[0].strip()[:160]}') from e
 
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
