@@ -43,6 +43,12 @@ def neighbour_tables(rows: int, cols: int) -> np.ndarray:
     return np.stack([spread.ravel(), collect.ravel()])
 
 
+@torch.compiler.assume_constant_result
+def _tables(rows: int, cols: int) -> torch.Tensor:
+    """`neighbour_tables` as a tensor that tracers take for a constant; a view of the cached array."""
+    return torch.from_numpy(neighbour_tables(rows, cols))
+
+
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """(B, N, ...) -> (B, len(index), ...); index N reads a row of zeros."""
     return F.pad(x, (0, 0) * (x.ndim - 2) + (0, 1)).index_select(1, index)
@@ -117,7 +123,7 @@ class SuperTokenAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, -W % w, 0, -H % h))
         rows, cols = x.shape[1] // h, x.shape[2] // w
         M = rows * cols
-        tables = torch.from_numpy(neighbour_tables(rows, cols)).to(x.device)
+        tables = _tables(int(rows), int(cols)).to(x.device)
         pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).contiguous().view(B, M, h * w, C)
 
         tokens, association = super_tokens(pixels, self.n_iter, tables)
@@ -191,6 +197,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype)
         self.norm = nn.BatchNorm2d(dim, device=device, dtype=dtype)
+        self.to(memory_format=torch.channels_last)  # kernels laid out as the maps are, else each call would copy them
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
@@ -246,6 +253,7 @@ class Stem(nn.Sequential):
             layers += [nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=stride, padding=1, device=device, dtype=dtype),
                        nn.GELU(), nn.BatchNorm2d(out_dim, device=device, dtype=dtype)]
         super().__init__(*layers)
+        self.to(memory_format=torch.channels_last)  # as in Downsample
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # from here on every map lies channels last in memory
