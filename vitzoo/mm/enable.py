@@ -18,10 +18,11 @@ FILE = 'vitzoo_mmcv_ext.pth'
 
 def _line() -> str:
     """The finder as one line that stands on its own; it finds nothing once the stand-in is gone (vitzoo moved or uninstalled)."""
-    return ('import sys; sys.meta_path.append(type({name!a}, (), dict(find_spec=staticmethod(lambda name, path=None, target=None: '
-            '__import__("importlib.util").util.spec_from_file_location(name, {file!a}) '
-            'if name == {ext!a} and __import__("os").path.exists({file!a}) else None))))\n'
-            ).format(name=VitzooMmcvExtFinder.__name__, file=str(STAND_IN), ext=NAME)
+    name, file = ascii(VitzooMmcvExtFinder.__name__), ascii(str(STAND_IN))
+    found = (f'__import__("importlib.util").util.spec_from_file_location(name, {file}) '
+             f'if name == {NAME!r} and __import__("os").path.exists({file}) else None')
+    find_spec = f'staticmethod(lambda name, path=None, target=None: {found})'
+    return f'import sys; sys.meta_path.append(type({name}, (), dict(find_spec={find_spec})))\n'
 
 
 def _file(folder: str | Path | None) -> Path:
@@ -38,6 +39,8 @@ def enable(folder: str | Path | None = None) -> Path:
     except OSError as e:
         raise ValueError(f'cannot write {file} ({e.strerror}); expected a site-packages folder that you may write to, as a virtual '
                          'environment has; or import vitzoo.mm before mmdet and mmseg instead') from e
+    finally:
+        temporary.unlink(missing_ok=True)
     return file
 
 

@@ -5,9 +5,9 @@ Besides tensors such a file holds HistoryBuffers (the log so far): numpy arrays,
 a file that asks for anything else is refused as before.
 """
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
-import torch
 from torch.serialization import add_safe_globals, get_unsafe_globals_in_checkpoint
 
 __all__ = ['allow_runner_checkpoints', 'explain_refusal', 'unsafe_globals']
@@ -23,7 +23,7 @@ def _statistic(cls, name):
     from mmengine.logging.history_buffer import HistoryBuffer
 
     if cls is not HistoryBuffer or type(name) is not str or name not in _STATISTICS:
-        raise ValueError(f'a checkpoint may ask for {", ".join(_STATISTICS)} of HistoryBuffer alone, not for {name!r} of {cls!r}')
+        raise UnpicklingError(f'a checkpoint may ask for {", ".join(_STATISTICS)} of HistoryBuffer alone, not for {name!r} of {cls!r}')
     return getattr(HistoryBuffer, name)
 
 
@@ -35,15 +35,17 @@ def allow_runner_checkpoints() -> None:
     add_safe_globals([
         HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype,
         *{type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']},
-        *((getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for name in ('scalar', '_reconstruct') for core in ('_core', 'core')),
+        *((getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+          for name in ('scalar', '_reconstruct') for core in ('_core', 'core')),
     ])
 
 
 def unsafe_globals(path: str | Path) -> list[str]:
-    """Names of the objects in a checkpoint that `torch.load(weights_only=True)` refuses now; the file is read, never executed.
+    """Names of the objects in a checkpoint that `torch.load(weights_only=True)` refuses, a Runner's own allowed; the file is not loaded.
 
     ValueError for a file that torch.save did not write in its zip format.
     """
+    allow_runner_checkpoints()
     try:
         return sorted(get_unsafe_globals_in_checkpoint(path))
     except (ValueError, RuntimeError) as e:  # RuntimeError: a damaged archive
@@ -54,7 +56,8 @@ def explain_refusal(path: str | Path) -> str:
     """What a refused checkpoint contains and what can be done about it, in sentences for the user."""
     names = unsafe_globals(path)
     if not names:
-        return f'{path} holds no object that torch.load(weights_only=True) refuses by name.'
+        return (f'{path} holds no object that torch.load(weights_only=True) refuses by name. If it is refused all the same, it misuses one '
+                'that is allowed: do not trust it.')
     dangerous = [name for name in names if name.split('.')[0] in _DANGEROUS]
     others = [name for name in names if name not in dangerous]
     lines = [f'{path} holds objects other than weights, and so torch.load(weights_only=True) refuses it: {", ".join(names)}.']

@@ -38,9 +38,10 @@ def activate() -> str:
 def backend() -> str:
     """What `mmcv._ext` is or would be now: 'compiled', 'stand-in', or 'none' (not compiled and not activated)."""
     if NAME in sys.modules:
-        return 'stand-in' if sys.modules[NAME].__file__ == str(STAND_IN) else 'compiled'
+        return vars(sys.modules[NAME]).get('BACKEND', 'compiled')
     mmcv = importlib.util.find_spec('mmcv')
     if mmcv and importlib.machinery.PathFinder.find_spec(NAME, mmcv.submodule_search_locations):
         return 'compiled'
-    # by name: the finder may come from the start-up file of vitzoo.mm.enable
-    return 'stand-in' if any(getattr(f, '__name__', '') == VitzooMmcvExtFinder.__name__ for f in sys.meta_path) else 'none'
+    # by name: the finder may come from the start-up file of vitzoo.mm.enable; it answers nothing if vitzoo has moved since
+    active = any(getattr(f, '__name__', '') == VitzooMmcvExtFinder.__name__ and f.find_spec(NAME) for f in sys.meta_path)
+    return 'stand-in' if active else 'none'
