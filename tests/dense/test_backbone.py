@@ -59,13 +59,6 @@ def test_other_input_channels():
         assert [m.shape[2:] for m in model(image(65, 33, in_chans=5))] == [(17, 9), (3, 2)]
 
 
-def test_layer_ids_cover_the_body_in_order_of_depth():
-    model = DenseBackbone('convnext_atto', (0, 1))
-    ids = model.layer_ids()
-    assert set(ids) == {name for name, _ in model.named_parameters() if name.startswith('body.')}
-    assert ids['body.model.stem.0.weight'] == 0 < ids['body.model.stages.0.blocks.1.gamma'] < ids['body.model.stages.1.blocks.1.gamma']
-
-
 def test_nothing_is_built_behind_the_last_level():
     def count(*out_indices):
         return sum(p.numel() for p in DenseBackbone('resnet10t', out_indices).parameters())
@@ -121,23 +114,38 @@ def test_norm_eval_keeps_running_statistics():
     assert model.model.layer1.training and model.model.bn1.weight.requires_grad
 
 
-@pytest.mark.parametrize('name', ['svit_micro', 'convnext_atto', 'test_efficientnet'])
-def test_checkpointing_changes_no_gradient(name):
+@pytest.mark.parametrize('name, path', [
+    ('svit_micro', 'stages.2.blocks.0'), ('convnext_atto', 'stages.2.blocks.0'), ('test_efficientnet', 'blocks.2.0')])
+def test_checkpointing_recomputes_and_changes_no_gradient(name, path):
     plain, recomputing = DenseBackbone(name, norm_eval=True), DenseBackbone(name, norm_eval=True, with_cp=True)
     recomputing.load_state_dict(plain.state_dict())
     x = torch.rand(2, 3, 64, 64)
     for model in (plain, recomputing):
+        calls = []
+        model.model.get_submodule(path).register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
         sum((m ** 2).sum() for m in model(x)).backward()
+        assert len(calls) == (2 if model is recomputing else 1)
     for p, q in zip(plain.parameters(), recomputing.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_checkpoint_of_a_timm_classifier(tmp_path):
-    classifier = timm.create_model('resnet10t')
-    torch.save(classifier.state_dict(), tmp_path / 'classifier.pth')
-    model = DenseBackbone('resnet10t', (0, 1), checkpoint_path=tmp_path / 'classifier.pth')
+@pytest.mark.parametrize('name', ['svit_micro', 'resnet10t'])
+def test_checkpoint_of_a_classifier(tmp_path, name):
+    classifier = timm.create_model(name)
+    torch.save({'state_dict': classifier.state_dict()}, tmp_path / 'classifier.pth')
+    model = DenseBackbone(name, (0, 1), checkpoint_path=tmp_path / 'classifier.pth')
     wanted = classifier.state_dict()
     assert all(torch.equal(v, wanted[k]) for k, v in model.model.state_dict().items())
+
+
+@pytest.mark.parametrize('name', ['svit_micro', 'resnet10t'])
+def test_own_state_dict_loads_into_fewer_levels(name):
+    full, part = DenseBackbone(name, out_norm='layer'), DenseBackbone(name, (1, 2), out_norm='layer')
+    torch.nn.init.normal_(full.norm2.weight)
+    report = part.load(full.state_dict())
+    wanted = full.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in part.state_dict().items())
+    assert len(report.loaded) == len(part.state_dict()) and not report.new and report.dropped
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):

@@ -7,13 +7,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
-from timm.models import group_parameters
 from timm.models._features import FeatureGetterNet
 from timm.models._helpers import clean_state_dict
-from timm.optim._param_groups import auto_group_layers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vitzoo.checkpoints import LoadReport, load_checkpoint
 from vitzoo.models._pretrained import read_checkpoint
 
 STRIDES = (4, 8, 16, 32)
@@ -26,7 +25,7 @@ class DenseBackbone(nn.Module):
         model_name: any registered name, with or without a tag (`'svit_small.in1k'`).
         out_indices: ascending levels, 0 to 3 for strides 4, 8, 16, 32. Nothing behind the last one is built.
         pretrained: load the published weights of the tag, downloading them if needed.
-        checkpoint_path: a local file in any layout that `vitzoo.load_checkpoint` knows; instead of `pretrained`.
+        checkpoint_path: what `load` takes: a file in any published layout; instead of `pretrained`.
         out_norm: True for the normalisation that the family's published dense code puts on its outputs (the model class names it in
             `dense_norm`, a function of the channels; most have none), `'layer'` for a LayerNorm over the channels, False for none.
         frozen_stages: 0 freezes the stem, k also the first k stages: no gradient, and eval mode whatever `train()` says. -1: nothing.
@@ -90,33 +89,34 @@ class DenseBackbone(nn.Module):
         return _inner(self.body)
 
     @property
+    def _prefix(self) -> str:
+        return 'body.model.' if isinstance(self.body, FeatureGetterNet) else 'body.'
+
+    @property
     def _is_ours(self) -> bool:
         return type(self.model).__module__.startswith('vitzoo.')
 
-    def load(self, source: str | Path | dict[str, Tensor]) -> None:
+    def load(self, source: str | Path | dict[str, Tensor]) -> LoadReport:
         """Load a file or state dict: any published layout for our families, a classifier or its features in timm's names for timm's.
 
         Raises ValueError, and changes nothing, if a weight is missing or has another shape.
         """
         if self._is_ours:
-            from vitzoo.checkpoints import load_checkpoint
-            load_checkpoint(self, source)
-            return
-        state = clean_state_dict(source if isinstance(source, dict) else read_checkpoint(source))
-        own = self.model.state_dict()
-        wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
+            return load_checkpoint(self, source)
+        name, state = ('The state dict', source) if isinstance(source, dict) else (str(source), read_checkpoint(source))
+        state, own = clean_state_dict(state), self.state_dict()
+        if not own.keys() <= state.keys():  # not our own file
+            state = {self._prefix + key: value for key, value in state.items()}
+        wrong = [key for key, value in own.items() if key.startswith('body.') and (key not in state or state[key].shape != value.shape)]
         if wrong:
-            name = 'the state dict' if isinstance(source, dict) else source
             raise ValueError(f'{name} does not fit {self.model_name}: {len(wrong)} of {len(own)} entries are missing or differ in shape, '
-                             f'such as {wrong[0]}; its keys start with {list(state)[:3]}')
-        self.model.load_state_dict({name: state[name] for name in own})
-
-    def layer_ids(self) -> dict[str, int]:
-        """Depth of every parameter of `body` for layer-wise learning rates: 0 for the stem, then one number a block."""
-        ids = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True) \
-            if hasattr(self.model, 'group_matcher') else auto_group_layers(self.model)
-        prefix = 'body.model.' if isinstance(self.body, FeatureGetterNet) else 'body.'
-        return {prefix + name: depth for name, depth in ids.items()}
+                             f'such as {wrong[0].removeprefix(self._prefix)}. Nothing was loaded.')
+        report = LoadReport(
+            loaded=[key for key in own if key in state],
+            dropped=[key for key in state if key not in own],
+            new=[key for key in own if key not in state])
+        self.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
+        return report
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] != self.in_chans or not x.is_floating_point():
@@ -152,7 +152,7 @@ def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_n
         raise ValueError(f'pretrained is True or False, got {pretrained!r}; give a file as checkpoint_path')
     if checkpoint_path is not None and pretrained:
         raise ValueError(f'give either pretrained=True or checkpoint_path, got both ({checkpoint_path})')
-    if checkpoint_path is not None and not Path(checkpoint_path).is_file():
+    if checkpoint_path is not None and not str(checkpoint_path).startswith(('hf-hub:', 'hf_hub:')) and not Path(checkpoint_path).is_file():
         raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
     if out_norm not in (True, False, 'layer'):
         raise ValueError(f"out_norm is True, False or 'layer', got {out_norm!r}")

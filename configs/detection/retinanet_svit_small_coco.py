@@ -1,0 +1,17 @@
+# RetinaNet with SViT-S on COCO, 1x. It starts at stride 8, so the backbone gives no map at stride 4.
+# The weights lie on a share that no program can download from; `vitzoo info svit_small` says where.
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/datasets/coco_detection.py', 'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['vitzoo.mm'], allow_failed_imports=False)
+custom_hooks = [dict(type='vitzoo.ProgressBarHook')]
+model = dict(
+    backbone=dict(
+        _delete_=True, type='vitzoo.Backbone', model_name='svit_small', out_indices=(1, 2, 3), drop_path_rate=0.1,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/stvit-small-224.pth')),
+    neck=dict(in_channels=[128, 320, 512], start_level=0))
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
+    constructor='vitzoo.LayerDecayConstructor',
+    paramwise_cfg=dict(layer_decay=1.0))

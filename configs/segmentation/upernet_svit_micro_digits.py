@@ -1,0 +1,14 @@
+# UPerNet with 48 channels, without the auxiliary head. The losses are those of the Semantic FPN recipe.
+_base_ = ['mmseg::_base_/models/upernet_swin.py', '../_base_/digits_segmentation.py', '../_base_/digits.py']
+model = dict(
+    data_preprocessor=dict(size=(128, 160)),
+    backbone=dict(_delete_=True, type='vitzoo.Backbone', model_name='svit_micro'),
+    decode_head=dict(
+        in_channels=[24, 48, 96, 192], channels=48, num_classes=11,
+        loss_decode=[
+            dict(type='CrossEntropyLoss', loss_name='loss_ce', loss_weight=1.0),
+            dict(type='DiceLoss', loss_name='loss_dice', use_sigmoid=False, loss_weight=3.0),
+        ]),
+    auxiliary_head=None)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+train_cfg = dict(max_iters=1500)

@@ -1,0 +1,26 @@
+"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT"""
+import argparse
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from vitzoo.mm import setup
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Evaluate a checkpoint on the test data of its config.')
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('--work-dir', help='for logs; default work_dirs/CONFIG')
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='such as test_dataloader.batch_size=8')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    args = parser.parse_args()
+
+    cfg = setup(args.config, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher, seed=args.seed)
+    cfg.load_from = args.checkpoint
+    Runner.from_cfg(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

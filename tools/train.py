@@ -1,0 +1,27 @@
+"""Train what a config describes: python tools/train.py configs/detection/mask-rcnn_svit_micro_digits.py"""
+import argparse
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from vitzoo.mm import setup
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Train what a config describes.')
+    parser.add_argument('config')
+    parser.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/CONFIG')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='go on from this file, or from the latest in work-dir')
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='such as train_cfg.max_iters=100')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    args = parser.parse_args()
+
+    cfg = setup(args.config, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher, seed=args.seed)
+    if args.resume:
+        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()

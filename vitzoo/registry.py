@@ -1,0 +1,14 @@
+"""mmengine's way in: it imports this module by itself when it meets `type='vitzoo....'`, and `vitzoo.mm` when something is looked up."""
+from mmengine import registry as root
+from mmengine.registry import Registry
+
+
+def _child(parent: Registry) -> Registry:
+    return Registry(parent.name, parent=parent, scope='vitzoo', locations=['vitzoo.mm'])
+
+
+MODELS = _child(root.MODELS)
+DATASETS = _child(root.DATASETS)
+METRICS = _child(root.METRICS)
+HOOKS = _child(root.HOOKS)
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS)
