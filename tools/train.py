@@ -11,7 +11,7 @@ def main():
     parser = argparse.ArgumentParser(description='Train what a config describes.')
     parser.add_argument('config')
     parser.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/CONFIG')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='go on from this file, or from the latest in work-dir')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='go on from it, or from the latest in work-dir')
     parser.add_argument('--seed', type=int)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='such as train_cfg.max_iters=100')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

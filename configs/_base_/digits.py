@@ -3,10 +3,10 @@
 custom_imports = dict(imports=['vitzoo.mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='vitzoo.ProgressBarHook')]
 
-# Warm-up and cosine reach to the end of training, whatever max_iters is set to.
+# Warm-up times a cosine that reaches to the end of training, whatever max_iters is set to.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=20, eta_min=0),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=0, eta_min=0),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
