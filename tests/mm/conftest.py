@@ -1,0 +1,13 @@
+import pytest
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    """A few digit scenes, where the shipped configs find them."""
+    pytest.importorskip('sklearn')
+    from vitzoo.datasets import digit_scenes
+    root = tmp_path_factory.mktemp('digits')
+    digit_scenes.build(root, preset='micro', progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('DIGIT_SCENES', str(root))
+        yield root
