@@ -1,0 +1,64 @@
+"""The command line as a whole: one module a command, each with `add_arguments(parser)`, `run(args, output) -> status` and a docstring whose
+first line is its help."""
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from .output import Output
+
+COMMANDS = ('list', 'info', 'demo', 'export', 'convert', 'predict')
+
+
+def make_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--json', action='store_true', help='print JSON, without progress bars')
+    common.add_argument('--debug', action='store_true', help='on an error, show where it came from')
+
+    parser = argparse.ArgumentParser(
+        prog='vitzoo', description='Efficient vision transformers: exact, fast, any size, from timm to MMDetection to ONNX.',
+        epilog='Exit status: 0 fine, 1 something failed, 2 bad arguments. "vitzoo COMMAND --help" says more.')
+    parser.add_argument('--version', action='store_true', help='print the version and exit')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+    for name in COMMANDS:
+        module = importlib.import_module(f'{__package__}.{name}')
+        first, _, rest = module.__doc__.partition('\n')
+        command = commands.add_parser(name, parents=[common], help=first, description=f'{first}\n{rest}'.rstrip(),
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from vitzoo import __version__
+        print(f'vitzoo {__version__}')
+        return 0
+    if not args.command:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        status = args.run(args, Output(args.json))
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader (`| head`) has seen enough; keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:  # the one place where an error becomes a message
+        if args.debug:
+            traceback.print_exc()
+        print(f'vitzoo: {_one_line(e)}', file=sys.stderr)
+        return 2 if isinstance(e, ValueError) else 1
+
+
+def _one_line(e: Exception) -> str:
+    text = ' '.join(str(e).split())
+    ours = isinstance(e, (ValueError, ImportError, OSError)) or type(e).__module__.startswith('vitzoo')
+    return text if ours and text else f'{type(e).__name__}: {text} (--debug shows where it came from)'

@@ -1,0 +1,139 @@
+"""Train a small detector on real data, draw what it finds, export it and check the file.
+
+Builds the digit scenes, trains Mask R-CNN with our smallest SViT from scratch, evaluates it, draws predictions for scenes it has not
+seen, exports the backbone to ONNX and compares it with PyTorch in ONNX Runtime.
+"""
+import argparse
+import contextlib
+import os
+import time
+import warnings
+from pathlib import Path
+
+from .output import Output
+
+CONFIG = 'detection/mask-rcnn_svit_micro_digits'
+NUM_PICTURES = 12
+SCORE = 0.5  # of what is drawn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--out', default='runs/demo', metavar='DIR', help='for all that is written (default: %(default)s)')
+    parser.add_argument('--data', default='data/digit_scenes', metavar='DIR', help='for the digit scenes (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of data and training (default: %(default)s)')
+    parser.add_argument('--iterations', type=int, metavar='N', help='of training, 4 scenes each (default: what the config says)')
+    parser.add_argument('--preset', default='standard', help='size of the data: standard or micro (default: %(default)s)')
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    from .files import make_folder, replacing, write_json
+    if args.iterations is not None and args.iterations < 1:
+        raise ValueError(f'--iterations {args.iterations}: expected at least 1')
+    start = time.perf_counter()
+    output.note('loading PyTorch and MMDetection ...')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # those libraries deprecate a lot on import
+        import vitzoo.mm
+        from vitzoo.datasets import digit_scenes
+        from vitzoo.viz import contact_sheet
+        config = vitzoo.mm.config_path(CONFIG)
+        out = make_folder(args.out)
+        building = time.perf_counter()
+        data = digit_scenes.build(args.data, args.preset, args.seed, parts=['detection'], progress=not output.as_json)
+        built = time.perf_counter() - building
+        trained = _train(config, data.root, out, args.seed, args.iterations, output)
+
+        output.note('drawing ...')
+        with replacing(out / 'predictions.png') as temporary:
+            contact_sheet([_draw(sample, digit_scenes.CLASSES) for sample in trained['samples']], columns=3).save(temporary, 'PNG')
+        output.note('exporting ...')
+        preset = data.preset
+        report = vitzoo.export_onnx(trained['backbone'], out / 'backbone.onnx', (preset.height, preset.width), source='vitzoo demo',
+                                    progress=not output.as_json)
+
+    counts = data.manifest('detection')['objects']
+    metrics = trained['metrics']
+    files = {'pictures': out / 'predictions.png', 'ONNX': out / 'backbone.onnx', 'report': out / 'report.json', **trained['files']}
+    files = {name: str(path) for name, path in files.items()}
+    result = {
+        'seed': args.seed, 'config': CONFIG,
+        'data': {'root': str(data.root), 'train': preset.det_train, 'val': preset.val, 'objects': counts, 'seconds': built},
+        'training': {key: trained[key] for key in ('iterations', 'batch', 'seconds', 'params')},
+        'evaluation': {'box_mAP': metrics['coco/bbox_mAP'], 'box_mAP50': metrics['coco/bbox_mAP_50'], 'mask_mAP': metrics['coco/segm_mAP'],
+                       'mask_mAP50': metrics['coco/segm_mAP_50'], 'seconds': trained['val_seconds']},
+        'onnx': report.to_dict(), 'files': files, 'seconds': time.perf_counter() - start,
+    }
+    write_json(out / 'report.json', result)
+    output.json(result)
+    evaluation, latency = result['evaluation'], report.latency_ms
+    output.facts(f'vitzoo demo: {result["seconds"]:.0f} s', {
+        'data': f'{preset.det_train} scenes to train ({counts["train"]} digits), {preset.val} to validate ({counts["val"]}); '
+                f'{data.root}, {data.status["detection"].split()[0]} in {built:.0f} s',
+        'model': f'Mask R-CNN with svit_micro, {trained["params"] / 1e6:.1f} M parameters, from scratch',
+        'training': f'{trained["iterations"]} iterations of {trained["batch"]} scenes in {trained["seconds"]:.0f} s',
+        'box mAP': f'{evaluation["box_mAP"]:.3f}   mAP50 {evaluation["box_mAP50"]:.3f}',
+        'mask mAP': f'{evaluation["mask_mAP"]:.3f}   mAP50 {evaluation["mask_mAP50"]:.3f}',
+        'ONNX backbone': f'{report.nodes} nodes, {report.file_size / 1e6:.1f} MB, differs from PyTorch by {report.max_error:.1e} of the '
+                         'largest value',
+        'latency': f'PyTorch {latency["pytorch"]:.1f} ms, ONNX Runtime {latency["onnxruntime"]:.1f} ms (one scene, one thread)',
+        **files,
+    })
+    return 0
+
+
+def _train(config: Path, data: Path, out: Path, seed: int, iterations: int | None, output: Output) -> dict:
+    """Train and evaluate by mmengine's Runner; what it prints goes to a file."""
+    from mmengine.hooks import Hook
+    from mmengine.runner import Runner
+
+    import vitzoo.mm
+
+    class Watch(Hook):
+        """Moves the bar, takes the times, and keeps the metrics and the first predictions."""
+        priority = 'VERY_LOW'
+
+        def before_train(self, runner):
+            self.samples, self.metrics, self.times = [], {}, [time.perf_counter()]
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            advance(f'training, loss {float(outputs["loss"]):.2f}')
+
+        def before_val(self, runner):
+            self.times.append(time.perf_counter())
+
+        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            self.samples += outputs[:NUM_PICTURES - len(self.samples)]
+            advance('evaluating')
+
+        def after_val_epoch(self, runner, metrics=None):
+            self.metrics = metrics
+            self.times.append(time.perf_counter())
+
+    os.environ['DIGIT_SCENES'] = str(data.resolve())  # where the config looks
+    options = {} if iterations is None else {'train_cfg.max_iters': iterations}
+    folder, log = out / 'training', out / 'training.log'
+    with log.open('w', encoding='utf-8') as stream, contextlib.redirect_stdout(stream):
+        cfg = vitzoo.mm.setup(config, cfg_options=options, work_dir=folder, seed=seed)
+        runner = Runner.from_cfg(cfg)
+        watch = Watch()
+        runner.register_hook(watch)
+        with output.bar('training', runner.max_iters + len(runner.build_dataloader(cfg.val_dataloader))) as advance:
+            runner.train()
+    started, ended, evaluated = watch.times
+    return {
+        'iterations': runner.max_iters, 'batch': cfg.train_dataloader.batch_size, 'seconds': ended - started,
+        'val_seconds': evaluated - ended, 'params': sum(p.numel() for p in runner.model.parameters()), 'metrics': watch.metrics,
+        'samples': watch.samples, 'backbone': runner.model.backbone,
+        'files': {'config': folder / config.name, 'checkpoint': folder / f'iter_{runner.max_iters}.pth', 'log': log},
+    }
+
+
+def _draw(sample, classes):
+    """A validation scene with what was found in it."""
+    from PIL import Image
+
+    from vitzoo.viz import draw_detections
+    found = sample.pred_instances.cpu()
+    found = found[found.scores >= SCORE]
+    return draw_detections(Image.open(sample.img_path), found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy(),
+                           found.masks.numpy(), classes)

@@ -1,0 +1,78 @@
+"""Export a model to ONNX and check the file in ONNX Runtime.
+
+The file carries what "vitzoo predict --onnx" needs: image size, mean, deviation, class names. It is kept only if it gives what PyTorch
+gives. Without --checkpoint and --pretrained the weights are random.
+"""
+import argparse
+from pathlib import Path
+
+from .output import Output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .models import size
+    parser.add_argument('model', metavar='MODEL', help='registered name, ours or timm\'s')
+    parser.add_argument('--out', required=True, metavar='FILE', help='the ONNX file to write')
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument('--checkpoint', metavar='FILE', help='weights, in any published layout')
+    weights.add_argument('--pretrained', action='store_true', help='download the published weights of the tag')
+    parser.add_argument('--size', type=size, metavar='HxW', help="of the images (default: the model's own)")
+    parser.add_argument('--opset', type=int, default=20, help='default: %(default)s')
+    parser.add_argument('--features', action='store_true', help='the feature maps of strides 4 to 32 instead of the classifier')
+    parser.add_argument('--dynamic-size', action='store_true', help='accept other heights and widths')
+    parser.add_argument('--static-batch', action='store_true', help='accept one image at a time alone')
+    parser.add_argument('--classes', metavar='FILE', help='text file with the names of the classes, one a line, first to last')
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    import timm
+
+    from vitzoo import DenseBackbone, export_onnx
+
+    from . import models
+    models.known(args.model)
+    if args.features and args.classes:
+        raise ValueError('--features has no classes; leave out --classes')
+    names = _read_names(args.classes) if args.classes else None
+    if args.features:
+        model = DenseBackbone(args.model, pretrained=args.pretrained, checkpoint_path=args.checkpoint)
+        config = model.model.pretrained_cfg
+    else:
+        model = timm.create_model(args.model, pretrained=args.pretrained, **({} if args.pretrained or names is None else
+                                                                             {'num_classes': len(names)}))
+        config = model.pretrained_cfg
+        if names and len(names) != model.num_classes:
+            raise ValueError(f'{args.classes} names {len(names)} classes, the published weights know {model.num_classes}')
+        if args.checkpoint:
+            models.load_weights(model, args.checkpoint)
+    trained = bool(args.checkpoint or args.pretrained)
+    if not trained:
+        output.note('vitzoo: no weights given: the file will hold random ones (--checkpoint FILE or --pretrained)')
+    report = export_onnx(
+        model, args.out, (config['input_size'][0], *args.size) if args.size else tuple(config['input_size']), opset=args.opset,
+        dynamic_batch=not args.static_batch, dynamic_size=args.dynamic_size,
+        class_names=names if names or args.features or not trained else _imagenet_names(model),
+        source=Path(args.checkpoint).name if args.checkpoint else None, progress=not output.as_json)
+    output.json(report.to_dict())
+    output.rich(report)
+    return 0
+
+
+def _read_names(path: str) -> list[str]:
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
+    except OSError as e:
+        raise ValueError(f'{path}: the names of the classes cannot be read ({e.strerror})') from e
+    if not names:
+        raise ValueError(f'{path}: expected the names of the classes, one a line')
+    return names
+
+
+def _imagenet_names(model) -> list[str] | None:
+    """Names of ImageNet's classes, if those are what the model was trained on."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(i) for i in range(info.num_classes())]

@@ -1,0 +1,66 @@
+"""Say what a model is: size, cost, stages, source, licence, weights.
+
+MODEL is any registered name, of ours or timm's, with or without a tag ("svit_small.in1k_384").
+"""
+import argparse
+
+from .output import Output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .models import size
+    parser.add_argument('model', metavar='MODEL')
+    parser.add_argument('--size', type=size, metavar='HxW', help="image for which the cost is counted (default: the model's own)")
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    import inspect
+
+    import timm
+    import torch
+    from timm.models import model_entrypoint
+
+    from vitzoo import profile
+
+    from . import models
+    models.known(args.model)
+    with torch.device('meta'):
+        model = timm.create_model(args.model)
+    cfg = model.pretrained_cfg
+    name = cfg['architecture']
+    cost = profile(model, args.size or tuple(cfg['input_size']))
+    fixed = cfg.get('fixed_input_size')
+    smallest = cfg.get('min_input_size')
+    about = inspect.getdoc(model_entrypoint(name)) or ''
+    info = {
+        'model': name, 'tag': cfg.get('tag') or None, 'about': cfg.get('description') or about.partition('\n')[0] or None,
+        'params': cost.params, 'input_size': list(cost.input_size), 'macs': cost.macs, 'activations': cost.activations,
+        'bytes_moved': cost.bytes_moved, 'operators': cost.operators, 'num_classes': model.num_classes,
+        'stages': [{'channels': stage['num_chs'], 'stride': stage['reduction']} for stage in getattr(model, 'feature_info', [])],
+        'min_input_size': list(smallest) if smallest else None, 'fixed_input_size': bool(fixed),
+        'paper': cfg.get('paper_ids') or None, 'license': cfg.get('license') or None,
+        'weights': {tag: models.where(c) for tag, c in models.tags_of(name).items()},
+    }
+    output.json(info)
+    if fixed:
+        sizes = 'fixed' + (' (vitzoo.DenseBackbone frees it)' if info['stages'] else '')
+    else:
+        sizes = f'{"x".join(map(str, smallest[-2:]))} at least' if smallest else 'any'
+    output.facts(args.model, {
+        'about': info['about'],
+        'parameters': f'{cost.params:,}',
+        f'MACs at {"x".join(map(str, cost.input_size))}': f'{cost.macs / 1e9:.3f} G',
+        'memory traffic': f'{cost.bytes_moved / 1e6:.0f} MB an image in {cost.operators} operators (batch {cost.batch}, 16 bit)',
+        'stages': '\n'.join(f'stride {s["stride"]}: {s["channels"]} channels' for s in info['stages']) or None,
+        'classes': model.num_classes,
+        'image sizes': sizes,
+        'paper': _paper(info['paper']),
+        'licence': info['license'],
+        'weights': '\n'.join(f'{tag}: {where}' if tag else where for tag, where in info['weights'].items()),
+    })
+    return 0
+
+
+def _paper(ids: str | list[str] | None) -> str | None:
+    ids = [ids] if isinstance(ids, str) else ids or []
+    return '\n'.join(i.replace('arXiv:', 'https://arxiv.org/abs/') for i in ids) or None

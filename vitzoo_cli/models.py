@@ -1,0 +1,76 @@
+"""Models by name, for the commands that build one."""
+import argparse
+import re
+from difflib import get_close_matches
+from urllib.parse import urlsplit
+
+
+def known(name: str) -> str:
+    """`name` if it is registered, ours or timm's; else a ValueError with what was perhaps meant."""
+    import timm
+
+    import vitzoo  # noqa: F401  (registers our models)
+    bare, _, tag = name.partition('.')
+    if not timm.is_model(bare):
+        close = get_close_matches(bare, timm.list_models(), n=3)
+        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(close)}?' if close else '; see "vitzoo list"'))
+    tags = list(tags_of(bare))
+    if tag and tag not in tags:
+        raise ValueError(f'{bare} has no tag {tag!r}; there are: {", ".join(t for t in tags if t) or "none"}')
+    return name
+
+
+def tags_of(name: str) -> dict:
+    """Tag -> timm.models.PretrainedCfg of a registered name, the default tag first."""
+    from timm.models import get_arch_pretrained_cfgs
+    return {full.partition('.')[2]: cfg for full, cfg in get_arch_pretrained_cfgs(name).items()}
+
+
+def our_models(pattern: str = '*') -> list[str]:
+    """Registered names of ours that match a shell pattern."""
+    import timm
+    from timm.models import model_entrypoint
+
+    import vitzoo  # noqa: F401
+    return [name for name in timm.list_models(pattern) if model_entrypoint(name).__module__.startswith('vitzoo.')]
+
+
+def where(cfg) -> str:
+    """Where the weights of a timm.models.PretrainedCfg are, in words."""
+    if cfg.hf_hub_id:
+        return f'hf-hub:{cfg.hf_hub_id}' + (f'/{cfg.hf_hub_filename}' if cfg.hf_hub_filename else '')
+    if cfg.url:
+        return cfg.url
+    if cfg.origin_url:
+        return ', '.join([f'{cfg.origin_url} (by hand)', *(cfg.notes or ())])
+    return 'none'
+
+
+def where_in_short(cfg) -> str:
+    """`where` for narrow tables: no folder names."""
+    if cfg.hf_hub_id or cfg.url or not cfg.origin_url:
+        return where(cfg)
+    return ', '.join([f'{urlsplit(cfg.origin_url).hostname} (by hand)', *(cfg.notes or ())])
+
+
+def size(text: str) -> tuple[int, int]:
+    """'224' or '128x160' -> (height, width), for argparse."""
+    match = re.fullmatch(r'([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?', text)
+    if not match:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected a number or HxW, such as 224 or 128x160')
+    return int(match[1]), int(match[2] or match[1])
+
+
+def load_weights(model, source: str, use_ema: bool = False) -> None:
+    """Load a local file into a model of ours (any published layout) or of timm's (its own names). Raises ValueError if it does not fit."""
+    from vitzoo import load_checkpoint
+    if hasattr(model, 'layout'):
+        load_checkpoint(model, source, use_ema=use_ema)
+        return
+    from timm.models._helpers import clean_state_dict
+
+    from vitzoo.models._pretrained import read_checkpoint
+    try:
+        model.load_state_dict(clean_state_dict(read_checkpoint(source, use_ema)))
+    except RuntimeError as e:
+        raise ValueError(f'{source} does not fit {model.pretrained_cfg["architecture"]}: {e}') from e

@@ -1,0 +1,121 @@
+"""Run a file of `vitzoo export` with numpy, pillow and ONNX Runtime alone."""
+import importlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+NEEDED = ('task', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file as RGB, turned the way its camera was held; 16 bit grey becomes 8 bit. Raises whatever Pillow stumbles over."""
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith('I'):
+            values = np.asarray(image).astype(np.int64)
+            image = Image.fromarray((values // (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+        return image.convert('RGB')
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of a model: the same pixels as timm's transform for evaluation.
+
+    size: (C, H, W). The image is scaled until it just covers (H, W) / crop_pct, of which the centre is cut out.
+    """
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+    def __post_init__(self):
+        if self.size[0] not in (1, 3) or len(self.mean) != self.size[0] or len(self.std) != self.size[0]:
+            raise ValueError(f'input_size={self.size}, mean={self.mean}, std={self.std}: expected a grey (1) or RGB (3) input and as many '
+                             'means and deviations.')
+        if self.interpolation.upper() not in Image.Resampling.__members__:
+            raise ValueError(f'interpolation={self.interpolation!r}: expected one of '
+                             f'{", ".join(name.lower() for name in Image.Resampling.__members__)}.')
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """What the model sees of the image."""
+        _, height, width = self.size
+        rows, columns = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+        if rows == columns:
+            short, long = min(image.size), max(image.size)
+            long = int(rows * long / short)
+            resized = (rows, long) if image.width <= image.height else (long, rows)
+        else:
+            ratio = min(image.height / rows, image.width / columns)
+            resized = round(image.width / ratio), round(image.height / ratio)
+        image = image.resize(resized, Image.Resampling[self.interpolation.upper()])
+        left, top = _offset(image.width, width), _offset(image.height, height)
+        return image.crop((left, top, left + width, top + height))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> normalised float32 (1, C, H, W)."""
+        crop = self.crop(image if self.size[0] == 3 else image.convert('L'))
+        x = np.asarray(crop, np.float32).reshape(self.size[1], self.size[2], -1) / np.float32(255)
+        x = (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(x.transpose(2, 0, 1))[None]
+
+
+def _offset(length: int, cut: int) -> int:
+    """Where the centre begins; negative (black is added) if the image is smaller."""
+    return round((length - cut) / 2) if length >= cut else -((cut - length) // 2)
+
+
+class OnnxModel:
+    """A file written by `vitzoo export`, ready to run.
+
+    Attributes: `metadata` (what the file says of itself), `task` ('classification' or 'features'), `preprocessing`.
+
+    Raises:
+        ValueError: the file is missing, is no ONNX, or was not written by `vitzoo export`.
+    """
+
+    def __init__(self, path: str | Path):
+        if not Path(path).is_file():
+            raise ValueError(f'{path}: no such ONNX file.')
+        try:
+            runtime = importlib.import_module('onnxruntime')
+        except ImportError as e:
+            raise ImportError(f'onnxruntime could not be imported ({e}); it comes with: pip install onnxruntime') from e
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self.session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+        except Exception as e:  # ONNX Runtime has no common base for its errors
+            raise ValueError(f'{path}: ONNX Runtime cannot read this file ({e}).') from e
+        try:
+            self.metadata = {key: json.loads(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
+        except json.JSONDecodeError:
+            self.metadata = {}
+        missing = [key for key in NEEDED if key not in self.metadata]
+        if missing:
+            raise ValueError(f'{path} does not say how its images are prepared (no {", ".join(missing)} in its metadata). '
+                             'Expected a file written by "vitzoo export" or vitzoo.export_onnx.')
+        self.task = self.metadata['task']
+        if self.task not in ('classification', 'features'):
+            raise ValueError(f'{path} is for the task {self.task!r}; this command knows classification and features.')
+        self.preprocessing = Preprocessing(tuple(self.metadata['input_size']), tuple(self.metadata['mean']), tuple(self.metadata['std']),
+                                           self.metadata['interpolation'], self.metadata['crop_pct'])
+        names = self.metadata.get('class_names')
+        self.class_names = names or [f'class {i}' for i in range(self.metadata.get('num_classes') or 0)]
+
+    def run(self, image: Image.Image) -> dict[str, np.ndarray]:
+        """One RGB image -> the model's outputs by name, without the batch axis."""
+        names = [output.name for output in self.session.get_outputs()]
+        return {name: value[0] for name, value in zip(names, self.session.run(names, {'image': self.preprocessing(image)}), strict=True)}
+
+    def classify(self, image: Image.Image, top: int = 5) -> list[dict]:
+        """The likeliest classes: [{'class': index, 'name', 'probability'}, ...], best first."""
+        logits = self.run(image)['logits'].astype(np.float64)
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        best = np.argsort(-probabilities, kind='stable')[:top]
+        return [{'class': int(i), 'name': self.class_names[i], 'probability': float(probabilities[i])} for i in best]

@@ -1,0 +1,67 @@
+"""Predict what is in images, and draw it.
+
+With --onnx a file of "vitzoo export" is run in ONNX Runtime, without PyTorch: the likeliest classes of every image, or a picture of its
+feature maps. With --config and --checkpoint a detector or segmentor of MMDetection or MMSegmentation is run. Folders are searched for
+images. --out gets a picture for every image, and predictions.json.
+"""
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .output import Output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER')
+    parser.add_argument('--onnx', metavar='FILE', help='a file written by "vitzoo export"')
+    parser.add_argument('--config', metavar='FILE', help='a config of MMDetection or MMSegmentation')
+    parser.add_argument('--checkpoint', metavar='FILE', help='the weights for --config')
+    parser.add_argument('--threshold', type=float, default=.3, metavar='SCORE', help='detections below are left out (default: %(default)s)')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for pictures and predictions.json')
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    from .files import find_images, make_folder, replacing, write_json
+    from .onnx_model import read_image
+    if bool(args.onnx) == bool(args.config or args.checkpoint) or bool(args.config) != bool(args.checkpoint):
+        raise ValueError('give either --onnx FILE or both --config FILE and --checkpoint FILE')
+    if not 0 <= args.threshold <= 1:
+        raise ValueError(f'--threshold {args.threshold}: expected 0 to 1')
+    pictures = find_images(args.images, args.out)
+    if args.onnx:
+        from .onnx_predictor import OnnxPredictor
+        predictor = OnnxPredictor(args.onnx)
+    else:
+        from .mm_predictor import MmPredictor
+        predictor = MmPredictor(args.config, args.checkpoint, args.threshold)
+    out = make_folder(args.out)
+
+    results, failed = [], []
+    for path, name in output.progress(list(pictures.items()), 'predicting'):
+        try:
+            image = read_image(path)
+        except Exception as e:  # whatever the decoders stumble over
+            failed.append({'image': str(path), 'error': f'{type(e).__name__}: {" ".join(str(e).split())}'})
+            continue
+        found, picture = predictor(image)
+        make_folder((out / name).parent)
+        with replacing(out / name) as temporary:
+            picture.save(temporary, 'PNG')
+        results.append({'image': str(path), **found, 'picture': str(out / name)})
+    report = {**predictor.about, 'images': results, 'failed': failed}
+    write_json(out / 'predictions.json', report)
+    output.json(report)
+    output.table(f'{len(results)} images, pictures and predictions.json in {out}', ('image', *predictor.columns),
+                 _rows(results, predictor), right=predictor.right)
+    for failure in failed:
+        output.note(f'vitzoo: {failure["image"]} could not be read ({failure["error"]})')
+    return 1 if failed else 0
+
+
+def _rows(results: Sequence[dict], predictor, most: int = 50) -> list[tuple]:
+    """The table's lines; long runs are cut, predictions.json has them all."""
+    rows = [(Path(result['image']).name if i == 0 else '', *cells) for result in results[:most]
+            for i, cells in enumerate(predictor.lines(result))]
+    if len(results) > most:
+        rows.append((f'and {len(results) - most} more', *[''] * len(predictor.columns)))
+    return rows
