@@ -446,22 +446,22 @@ def _flaw(folder: Path, specification: dict, pattern: str) -> str | None:
     image beside them (folders are scanned by those who train). Files with other names are of no concern."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files, found = manifest.pop('files'), {key: manifest.get(key) for key in specification}
+        files, found = dict(manifest['files']), {key: manifest[key] for key in specification}
     except FileNotFoundError:
         return 'not there' if not folder.exists() else f'no {MANIFEST}'
-    except (ValueError, KeyError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError):
         return f'{MANIFEST} is damaged'
     if found != specification:
         return 'another preset, seed or version'
     extra = next((name for name in _names(folder) if name not in files and re.fullmatch(pattern, name)), None)
     if extra:
         return f'{extra} does not belong there'
-    for name, (size, crc) in files.items():
+    for name, size_and_crc in files.items():
         try:
             data = (folder / name).read_bytes()
         except OSError:
             return f'{name} is missing'
-        if len(data) != size or zlib.crc32(data) != crc:
+        if [len(data), zlib.crc32(data)] != size_and_crc:
             return f'{name} is damaged'
     return None
 
