@@ -6,8 +6,10 @@ where one follows a convolution, `.contiguous()` states it, and copies only on a
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.models import register_notrace_module
 
 
+@register_notrace_module
 class BatchNormNhwc(nn.BatchNorm2d):
     """Batch normalisation of a (B, H, W, C) map."""
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerScale, calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerScale, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
@@ -33,20 +33,13 @@ def neighbour_tables(rows: int, cols: int) -> np.ndarray:
     Row 0, to spread: entry 9 * m + k is the cell at offset k (row-major, (-1, -1) first) of cell m; M where that lies outside.
     Row 1, to collect: entry 9 * m + k is the pair 9 * m' + k' for which m is the neighbour k' of m'; 9 * M where there is none.
     """
-    r, c = np.mgrid[:rows, :cols].reshape(2, -1, 1)
-    dr, dc = np.mgrid[-1:2, -1:2].reshape(2, 1, 9)
-    r, c = r + dr, c + dc
+    m, k = np.arange(rows * cols)[:, None], np.arange(9)  # what torch.compile can trace: no np.mgrid, no divmod
+    r, c = m // cols + k // 3 - 1, m % cols + k % 3 - 1
     inside = (r >= 0) & (r < rows) & (c >= 0) & (c < cols)
     neighbour = r * cols + c
     spread = np.where(inside, neighbour, rows * cols)
-    collect = np.where(inside, 9 * neighbour + 8 - np.arange(9), 9 * rows * cols)  # the cell at offset k sees m at 8 - k
+    collect = np.where(inside, 9 * neighbour + 8 - k, 9 * rows * cols)  # the cell at offset k sees m at 8 - k
     return np.stack([spread.ravel(), collect.ravel()])
-
-
-@torch.compiler.assume_constant_result
-def _tables(rows: int, cols: int) -> torch.Tensor:
-    """`neighbour_tables` as a tensor that tracers take for a constant; a view of the cached array."""
-    return torch.from_numpy(neighbour_tables(rows, cols))
 
 
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -123,7 +116,9 @@ class SuperTokenAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, -W % w, 0, -H % h))
         rows, cols = x.shape[1] // h, x.shape[2] // w
         M = rows * cols
-        tables = _tables(int(rows), int(cols)).to(x.device)
+        # torch.compile traces into the function, and would warn about the cache
+        make_tables = neighbour_tables.__wrapped__ if torch.compiler.is_dynamo_compiling() else neighbour_tables
+        tables = torch.from_numpy(make_tables(int(rows), int(cols))).to(x.device)
         pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).contiguous().view(B, M, h * w, C)
 
         tokens, association = super_tokens(pixels, self.n_iter, tables)
@@ -366,7 +361,7 @@ class SViT(PublishedWeights, nn.Module):
         self.stages = nn.Sequential(*stages)
         self.proj = Projection(embed_dims[-1], projection, **dd)
         self.head = ClassifierHead(projection, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = self.head.num_features
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self._init_head()
 
     def _init_head(self):
@@ -401,10 +396,11 @@ class SViT(PublishedWeights, nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
-        self.head_hidden_size = self.head.num_features
-        if global_pool is not None:
-            self.global_pool = global_pool
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        like = next(self.parameters())
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=self.global_pool, drop_rate=self.drop_rate,
+                                   device=like.device, dtype=like.dtype).train(self.training)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def forward_intermediates(
             self,
