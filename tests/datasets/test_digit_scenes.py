@@ -147,6 +147,11 @@ def test_noise_has_the_standard_deviation_of_the_preset():
     assert abs(noise.std() - 0.03) < 0.0005 and abs(noise.mean()) < 0.0005
 
 
+def test_the_field_keeps_its_range():
+    for scene in scenes(ds.resolve_preset('standard', field_min=0.3, field_max=0.5), num=3):
+        assert 0.25 * 255 < scene.background.min() and scene.background.max() < 0.55 * 255  # bicubic overshoots a little
+
+
 def test_digits_keep_their_colour_distance(some):
     for scene in some:
         for colour, mask in zip(scene.colours, scene.masks, strict=True):
@@ -436,6 +441,7 @@ def test_what_a_killed_build_left_is_swept(tmp_path):
     (dict(val=True), 'val=True: expected an integer'),
     (dict(colour_distance=0.9), 'colour_distance'),
     (dict(ink=0.1), 'edge in'),
+    (dict(field_min=0.6, field_max=0.4), 'field_min <= field_max'),
     (dict(min_visible=0), 'min_visible'),
     (dict(val=9), 'at least 10'),
     (dict(det_train=0), 'at least 1'),

@@ -57,6 +57,7 @@ class Preset:
     """What the scenes look like and how many there are. Lengths in pixels, colours and ink in 0..1, limits inclusive.
 
     det_train, seg_train, cls_train: scenes that each part takes from the training split; val: validation scenes of every part.
+    The background is a field of uniform random colours in field_min..field_max, upsampled, plus normal noise of standard deviation `noise`.
     A digit's mask is where its ink exceeds `ink`; its opacity rises from 0 to 1 over a range of `edge` around that, so that the edge of the
     mask is where digit and background mix half and half.
     min_visible: a digit of which a smaller share of the mask is visible is left out of the scene altogether, neither drawn nor annotated.
@@ -70,6 +71,8 @@ class Preset:
     max_side: int = 60
     field_height: int = 9
     field_width: int = 11
+    field_min: float = 0.0
+    field_max: float = 1.0
     noise: float = 0.03
     colour_distance: float = 0.15
     ink: float = 0.4
@@ -95,6 +98,7 @@ class Preset:
             ('height and width up to 4096', max(self.height, self.width) <= 4096),
             ('field_height in 1..height and field_width in 1..width',
              1 <= self.field_height <= self.height and 1 <= self.field_width <= self.width),
+            ('0 <= field_min <= field_max <= 1', 0 <= self.field_min <= self.field_max <= 1),
             ('noise in 0..1', 0 <= self.noise <= 1),
             ('colour_distance in 0..0.3', 0 <= self.colour_distance <= 0.3),
             ('edge in 0.01..2 * ink, and ink up to 0.9', 0.01 <= self.edge <= 2 * self.ink <= 1.8),
@@ -204,7 +208,8 @@ def make_scene(preset: Preset, seed: int, split: str, index: int) -> Scene:
     def integers(low, high, size=None):  # a fixed dtype: the default one differs between platforms
         return rng.randint(low, high + 1, size, dtype=np.int64)
 
-    field = integers(0, 255, (preset.field_height, preset.field_width, 3)).astype(np.float64)
+    darkest, brightest = round(preset.field_min * 255), round(preset.field_max * 255)
+    field = integers(darkest, brightest, (preset.field_height, preset.field_width, 3)).astype(np.float64)
     rows, columns = _bicubic(preset.field_height, height), _bicubic(preset.field_width, width)
     background = np.tensordot(rows, field, 1).transpose(0, 2, 1) @ columns.T  # (H, 3, W)
     background = np.floor(background.transpose(0, 2, 1) * (16 / _ONE ** 2)).astype(np.int32)  # sixteenths of a grey level
