@@ -331,7 +331,9 @@ def test_focal_loss_stays_finite_and_takes_nothing():
 # sampling at real positions
 
 def bilinear(plane, y, x):
-    """Value (C,) of `plane` (C, H, W) at tensors y, x, zero outside; differentiable in all three."""
+    """Value (C,) of `plane` (C, H, W) at tensors y, x, zero outside; differentiable in all three (towards larger y, x at whole ones)."""
+    if y <= -1 or x <= -1:  # mmcv takes the border itself as outside
+        return 0 * (y + x) + plane.new_zeros(len(plane))
     y0, x0 = math.floor(y.item()), math.floor(x.item())
     total = 0 * (y + x) + plane.new_zeros(len(plane))
     for i, v in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
@@ -389,20 +391,23 @@ def deform_conv_loop(x, offset, mask, weight, bias, stride, padding, dilation, g
     return torch.stack(out).view(N, *offset.shape[2:], out_channels).permute(0, 3, 1, 2)
 
 
+# offsets of 0, with which layers start, put samples on whole pixels and on the outer border
+@pytest.mark.parametrize('spread', [0, 1])
 @pytest.mark.parametrize('groups, deform_groups', [(1, 1), (2, 1), (1, 4), (2, 2)])
-def test_deform_conv(groups, deform_groups):
+def test_deform_conv(groups, deform_groups, spread):
     geometry = (2, 1), (1, 0), (1, 2), groups, deform_groups
     x, weight = randn(2, 4, 5, 6), randn(6, 4 // groups, 2, 3, seed=2)
-    offset = randn(2, deform_groups * 12, 3, 2, seed=3)
+    offset = spread * randn(2, deform_groups * 12, 3, 2, seed=3)
     check(lambda x, o, w: mo.deform_conv2d(x, o, w, *geometry),
           lambda x, o, w: deform_conv_loop(x, o, None, w, 0, *geometry), [x, offset, weight])
 
 
+@pytest.mark.parametrize('spread', [0, 1])
 @pytest.mark.parametrize('groups, deform_groups', [(1, 1), (2, 1), (1, 4), (2, 2)])
-def test_modulated_deform_conv(groups, deform_groups):
-    geometry = (2, 1), (1, 0), (1, 2), groups, deform_groups
+def test_modulated_deform_conv(groups, deform_groups, spread):
+    geometry = (2, 1), (1, 1), (1, 2), groups, deform_groups
     x, weight, bias = randn(2, 4, 5, 6), randn(6, 4 // groups, 2, 3, seed=2), randn(6, seed=4)
-    offset, mask = randn(2, deform_groups * 12, 3, 2, seed=3), randn(2, deform_groups * 6, 3, 2, seed=5).sigmoid()
+    offset, mask = spread * randn(2, deform_groups * 12, 3, 4, seed=3), randn(2, deform_groups * 6, 3, 4, seed=5).sigmoid()
     check(lambda x, o, m, w, b: mo.modulated_deform_conv2d(x, o, m, w, b, *geometry),
           lambda x, o, m, w, b: deform_conv_loop(x, o, m, w, b, *geometry), [x, offset, mask, weight, bias])
     check(lambda x, o, m, w: mo.modulated_deform_conv2d(x, o, m, w, None, *geometry),

@@ -223,9 +223,22 @@ def _dcn_inputs(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | No
     return _compute(input, weight, offset, mask, bias)
 
 
-def _dcn_gradients(grad_output: Tensor, inputs: list[Tensor], *geometry) -> tuple[Tensor, ...]:
-    """Gradients of input, weight, offset, mask and bias."""
-    return _tv._deform_conv2d_backward(*_compute(grad_output, *inputs), *geometry)
+def _dcn_gradients(grad_output: Tensor, inputs: list[Tensor], stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
+                   dilation_w: int, *options) -> tuple[Tensor, ...]:
+    """Gradients of input, weight, offset, mask and bias.
+
+    The two libraries differ in one place: of a sample that lies exactly one pixel above or left of the map, where the interpolation has
+    a kink, mmcv takes the derivative outwards, 0, torchvision the one inwards. It matters, as offsets start at 0.
+    """
+    grads = _tv._deform_conv2d_backward(*_compute(grad_output, *inputs), stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, *options)
+    (h, w), (H, W) = inputs[1].shape[2:], grad_output.shape[2:]
+    offset, grad = (t.unflatten(1, (-1, h, w, 2)) for t in (inputs[2], grads[2]))  # (N, groups, h, w, 2, H, W)
+    device = offset.device
+    y = torch.arange(h, device=device)[:, None] * dilation_h + torch.arange(H, device=device) * stride_h - pad_h
+    x = torch.arange(w, device=device)[:, None] * dilation_w + torch.arange(W, device=device) * stride_w - pad_w
+    for axis, position in enumerate((y[:, None, :, None], x[:, None, :])):
+        grad[:, :, :, :, axis].masked_fill_(offset[:, :, :, :, axis] + position == -1, 0)
+    return grads
 
 
 def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, kW: int, kH: int,
