@@ -48,6 +48,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     else:
         model = timm.create_model(args.model, **({} if args.num_classes is None else {'num_classes': args.num_classes}))
         config = model.pretrained_cfg
+    models.allow_runner_checkpoints(args.file)
     report = load_checkpoint(model, source, use_ema=args.ema)
     with source.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else \

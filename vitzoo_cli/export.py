@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--features', action='store_true', help='the feature maps of strides 4 to 32 instead of the classifier')
     parser.add_argument('--dynamic-size', action='store_true', help='accept other heights and widths')
     parser.add_argument('--static-batch', action='store_true', help='accept one image at a time alone')
+    parser.add_argument('--num-classes', type=int, metavar='N', help="if not the model's own number")
     parser.add_argument('--classes', metavar='FILE', help='text file with the names of the classes, one a line, first to last')
 
 
@@ -31,18 +32,22 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
     from . import models
     models.known(args.model)
-    if args.features and args.classes:
-        raise ValueError('--features has no classes; leave out --classes')
+    if args.features and (args.classes or args.num_classes is not None):
+        raise ValueError('--features has no classes; leave out --classes and --num-classes')
     names = _read_names(args.classes) if args.classes else None
+    if args.checkpoint:
+        models.allow_runner_checkpoints(args.checkpoint)
     if args.features:
         model = DenseBackbone(args.model, pretrained=args.pretrained, checkpoint_path=args.checkpoint)
         config = model.model.pretrained_cfg
     else:
-        model = timm.create_model(args.model, pretrained=args.pretrained, **({} if args.pretrained or names is None else
-                                                                             {'num_classes': len(names)}))
+        # a number of classes other than that of published weights would put a random classifier in place of theirs
+        num_classes = None if args.pretrained else args.num_classes or (names and len(names))
+        model = timm.create_model(args.model, pretrained=args.pretrained, **({} if num_classes is None else {'num_classes': num_classes}))
         config = model.pretrained_cfg
-        if names and len(names) != model.num_classes:
-            raise ValueError(f'{args.classes} names {len(names)} classes, the published weights know {model.num_classes}')
+        for what, number in ('--classes', names and len(names)), ('--num-classes', args.num_classes):
+            if number is not None and number != model.num_classes:
+                raise ValueError(f'{what} says {number} classes, the model has {model.num_classes}')
         if args.checkpoint:
             models.load_weights(model, args.checkpoint)
     trained = bool(args.checkpoint or args.pretrained)

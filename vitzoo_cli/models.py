@@ -1,5 +1,6 @@
 """Models by name, for the commands that build one."""
 import argparse
+import importlib.util
 import re
 from difflib import get_close_matches
 from urllib.parse import urlsplit
@@ -59,6 +60,12 @@ def size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f'{text!r}: expected a number or HxW, such as 224 or 128x160')
     return int(match[1]), int(match[2] or match[1])
+
+
+def allow_runner_checkpoints(path: str) -> None:
+    """Checkpoints of mmengine's Runner hold its logs beside the weights; the bridge knows how to read those safely."""
+    if not str(path).endswith('.safetensors') and importlib.util.find_spec('mmengine'):
+        import vitzoo.mm  # noqa: F401
 
 
 def load_weights(model, source: str, use_ema: bool = False) -> None:

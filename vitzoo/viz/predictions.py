@@ -54,7 +54,7 @@ def draw_detections(
         raise ValueError(f'masks of {np.shape(masks)[1:]} for an image of {image.size[::-1]}: expected the same height and width')
     factor = _factor(image.size, size)
     canvas = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-    colours = palette(max(labels, default=0) + 1)
+    colours = palette(int(max(labels, default=0)) + 1)
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind='stable')
 
     line = max(2, round(max(canvas.size) / 240))
@@ -105,7 +105,7 @@ def draw_segmentation(
     factor = _factor(image.size, size)
     canvas = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     present, counts = np.unique(labels[labels != ignore_index], return_counts=True)
-    colours = palette(max(present, default=0) + 1)
+    colours = palette(int(max(present, default=0)) + 1)
     line = max(2, round(max(canvas.size) / 320))
     tinted = [i for i in present if _name(class_names, i) != 'background']
     for i in tinted:

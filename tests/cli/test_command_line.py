@@ -1,0 +1,124 @@
+"""The `vitzoo` command as a whole: what it imports, what it prints, how it ends."""
+import builtins
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitzoo_cli import main
+from vitzoo_cli.output import Output
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, *arguments], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+
+
+def test_parsing_imports_nothing_heavy():
+    done = run('-c', 'import sys; from vitzoo_cli.app import make_parser; make_parser().parse_args(["list"]); '
+                     'print(sorted({"torch", "timm", "vitzoo", "numpy", "PIL", "rich"} & set(sys.modules)))')
+    assert done.stdout == '[]\n', done.stderr
+
+
+@pytest.mark.parametrize('module', ['vitzoo', 'vitzoo_cli'])
+def test_as_a_module(module):
+    done = run('-m', module, 'predict', '--help')
+    assert done.returncode == 0 and done.stdout.startswith('usage: vitzoo predict')
+
+
+def test_version(capsys):
+    assert main(['--version']) == 0
+    assert re.fullmatch(r'vitzoo \d+\.\d+\.\d+\S*\n', capsys.readouterr().out)
+
+
+def test_without_a_command_it_says_which_there_are(capsys):
+    assert main([]) == 2
+    err = capsys.readouterr().err
+    assert all(name in err for name in ('list', 'info', 'demo', 'export', 'convert', 'predict'))
+
+
+@pytest.mark.parametrize('command', ['list', 'info', 'demo', 'export', 'convert', 'predict'])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, '--help'])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert '--json' in out and '%(default)' not in out
+
+
+@pytest.mark.parametrize('arguments', [['nonsense'], ['info'], ['info', 'svit_micro', '--size', '0x3'], ['predict', 'x.png']])
+def test_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and 'usage: vitzoo' in capsys.readouterr().err
+
+
+def test_a_value_error_is_one_line_and_debug_says_more(capsys):
+    assert main(['info', 'svit_smal']) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vitzoo: unknown model 'svit_smal'; did you mean svit_small") and captured.err.count('\n') == 1
+    assert captured.out == ''
+    assert main(['info', 'svit_smal', '--debug']) == 2
+    assert 'Traceback' in capsys.readouterr().err
+
+
+def test_other_errors_end_with_1(monkeypatch, capsys):
+    def fail(*args):
+        raise KeyError('weights')
+    monkeypatch.setattr('vitzoo_cli.list.run', fail)
+    assert main(['list']) == 1
+    assert capsys.readouterr().err == "vitzoo: KeyError: 'weights' (--debug shows where it came from)\n"
+
+
+def test_list(capsys):
+    assert main(['list', 'svit_*', '--json']) == 0
+    models = {m['name']: m for m in json.loads(capsys.readouterr().out)}
+    assert models['svit_small']['params'] == 25_495_624
+    assert set(models['svit_small']['tags']) == {'in1k', 'in1k_384'}
+    assert models['svit_small']['tags']['in1k_384']['input_size'] == [3, 384, 384]
+    assert main(['list', 'micro']) == 0
+    out = capsys.readouterr().out
+    assert 'svit_micro' in out and 'svit_small' not in out
+    assert main(['list', 'resnet*']) == 2
+
+
+def test_info(capsys):
+    assert main(['info', 'svit_micro', '--size', '128x160', '--json']) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info['input_size'] == [3, 128, 160] and 0 < info['macs'] < 1e9
+    assert [(s['channels'], s['stride']) for s in info['stages']] == [(24, 4), (48, 8), (96, 16), (192, 32)]
+    assert main(['info', 'svit_small.in1k_384']) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in ('25,495,624', '3x384x384', 'arxiv.org/abs/2211.11167', 'drive.google', 'stride 32: 512'))
+    assert main(['info', 'svit_small.nonsense']) == 2
+    assert 'in1k' in capsys.readouterr().err
+
+
+def test_info_on_a_model_of_timm(capsys):
+    assert main(['info', 'swin_tiny_patch4_window7_224', '--json']) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info['fixed_input_size'] and any(where.startswith('hf-hub:timm/') for where in info['weights'].values())
+
+
+def test_plain_text_without_rich(monkeypatch, capsys):
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, '__import__', lambda name, *a, **k: (_ for _ in ()).throw(ImportError(name)) if name.startswith('rich')
+                        else real(name, *a, **k))
+    output = Output()
+    output.table('two things', ('name', 'number'), [('first', 1), ('a second', 22)], right=('number',))
+    assert capsys.readouterr().out == 'two things\nname      number\nfirst          1\na second      22\n'
+    assert list(output.progress([1, 2, 3], 'counting')) == [1, 2, 3]
+
+
+def test_json_silences_the_rest(capsys):
+    output = Output(as_json=True)
+    output.table('title', (), [(1, 2)])
+    assert list(output.progress('ab', 'letters')) == ['a', 'b']
+    output.json([1])
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == [1] and captured.err == ''

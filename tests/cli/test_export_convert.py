@@ -1,0 +1,127 @@
+"""`vitzoo export` and `vitzoo convert`."""
+import hashlib
+import json
+
+import pytest
+import timm
+import torch
+
+import vitzoo
+from vitzoo_cli import main
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A training checkpoint of svit_micro with 10 classes, with the prefixes that data parallelism leaves."""
+    torch.manual_seed(0)
+    state = timm.create_model('svit_micro', num_classes=10).state_dict()
+    torch.save({'model': {f'module.{key}': value for key, value in state.items()}, 'epoch': 3}, tmp_path / 'published.pth')
+    return tmp_path / 'published.pth', state
+
+
+def convert(checkpoint, out, *more):
+    return main(['convert', str(checkpoint), '--model', 'svit_micro', '--out', str(out), *more])
+
+
+def test_convert(checkpoint, tmp_path, capsys):
+    safetensors = pytest.importorskip('safetensors')
+    path, state = checkpoint
+    out = tmp_path / 'ours.safetensors'
+    assert convert(path, out, '--num-classes', '10', '--license', 'MIT', '--json') == 0
+    with safetensors.safe_open(out, 'pt') as file:
+        assert set(file.keys()) == set(state)
+        assert all(torch.equal(file.get_tensor(key), value) for key, value in state.items())
+        metadata = file.metadata()
+    assert metadata == json.loads(capsys.readouterr().out)['metadata']
+    assert metadata['source_sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (metadata['source'], metadata['model'], metadata['license'], metadata['vitzoo'], metadata['num_classes']) == \
+        ('published.pth', 'svit_micro.untrained', 'MIT', vitzoo.__version__, '10')
+    model = timm.create_model('svit_micro', num_classes=10)
+    assert not vitzoo.load_checkpoint(model, out).new
+    assert torch.equal(model.head.fc.weight, state['head.fc.weight'])
+
+    before = out.read_bytes()
+    assert convert(path, out, '--num-classes', '10') == 2
+    assert '--force' in capsys.readouterr().err and out.read_bytes() == before
+    assert convert(path, out, '--num-classes', '10', '--force') == 0
+
+
+def test_convert_a_dense_backbone(tmp_path):
+    state = vitzoo.DenseBackbone('svit_micro').model.state_dict()
+    torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}}, tmp_path / 'detector.pth')
+    assert convert(tmp_path / 'detector.pth', tmp_path / 'x.safetensors', '--features') == 0
+    backbone = vitzoo.DenseBackbone('svit_micro')
+    backbone.load(tmp_path / 'x.safetensors')
+    assert all(torch.equal(value, state[key]) for key, value in backbone.model.state_dict().items())
+
+
+@pytest.mark.parametrize('more, message', [
+    ([], 'classifies 10 classes'),
+    (['--num-classes', '10', '--model', 'svit_small'], 'does not fit'),
+    (['--num-classes', '10', '--model', 'svit_nano'], 'unknown model'),
+    (['--num-classes', '10', '--features'], 'no classes'),
+    (['--num-classes', '10', '--out', 'x.pth'], '.safetensors'),
+    (['--num-classes', '10', '--out', 'nowhere/x.safetensors'], 'no folder'),
+])
+def test_convert_refuses_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys, more, message):
+    monkeypatch.chdir(tmp_path)
+    assert convert(checkpoint[0], tmp_path / 'x.safetensors', *more) == 2
+    assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ['published.pth']
+
+
+def test_convert_truncated(checkpoint, tmp_path, capsys):
+    path = tmp_path / 'short.pth'
+    path.write_bytes(checkpoint[0].read_bytes()[:5000])
+    assert convert(path, tmp_path / 'x.safetensors') == 2
+    assert 'short.pth' in capsys.readouterr().err and not (tmp_path / 'x.safetensors').exists()
+
+
+def test_export_then_predict(checkpoint, images, tmp_path, capsys):
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    (tmp_path / 'names.txt').write_text('\n'.join(f'digit {i}' for i in range(10)) + '\n')
+    out = tmp_path / 'micro.onnx'
+    assert main(['export', 'svit_micro', '--checkpoint', str(checkpoint[0]), '--classes', str(tmp_path / 'names.txt'), '--size', '48x64',
+                 '--opset', '17', '--out', str(out), '--json']) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report['input_size'] == [3, 48, 64] and report['opset'] == 17 and report['max_error'] < 1e-5 and captured.err == ''
+    assert report['metadata']['source'] == 'published.pth'
+
+    assert main(['predict', str(images / 'red.png'), '--onnx', str(out), '--out', str(tmp_path / 'out'), '--json']) == 0
+    found = json.loads(capsys.readouterr().out)['images'][0]['classes']
+    from PIL import Image
+    model = timm.create_model('svit_micro', num_classes=10).eval()
+    vitzoo.load_checkpoint(model, checkpoint[0])
+    transform = timm.data.create_transform((3, 48, 64), mean=report['metadata']['mean'], std=report['metadata']['std'],
+                                           interpolation='bicubic', crop_pct=report['metadata']['crop_pct'])
+    with torch.no_grad():
+        expected = model(transform(Image.open(images / 'red.png'))[None]).softmax(1)[0]
+    assert [c['class'] for c in found] == expected.topk(5).indices.tolist()
+    assert [c['probability'] for c in found] == pytest.approx(expected.topk(5).values.tolist(), abs=1e-5)
+    assert found[0]['name'] == f'digit {found[0]["class"]}'
+
+
+def test_export_features_of_a_timm_model(tmp_path, capsys):
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    out = str(tmp_path / 'f.onnx')
+    assert main(['export', 'resnet10t', '--features', '--static-batch', '--opset', '17', '--size', '64', '--out', out]) == 0
+    captured = capsys.readouterr()
+    assert 'feat0, feat1, feat2, feat3' in captured.out and 'random' in captured.err
+
+
+@pytest.mark.parametrize('more, message', [
+    (['--features', '--classes', 'names.txt'], 'no classes'),
+    (['--classes', 'missing.txt'], 'cannot be read'),
+    (['--classes', 'names.txt', '--num-classes', '7'], '--classes says 2 classes'),
+    (['--opset', '3'], 'opset=3'),
+    (['--checkpoint', 'missing.pth'], 'missing.pth'),
+    (['--pretrained'], 'No program can download'),
+])
+def test_export_refuses(tmp_path, monkeypatch, capsys, more, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'names.txt').write_text('cat\ndog\n')
+    assert main(['export', 'svit_micro', '--out', 'x.onnx', *more]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / 'x.onnx').exists()
