@@ -1,0 +1,104 @@
+"""`vitzoo predict --config --checkpoint` and `vitzoo demo`."""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitzoo_cli import main
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+pytest.importorskip('sklearn')
+
+
+def untrained(name, tmp_path, **changes):
+    """A config as a file, and a checkpoint for it with random weights as the Runner would save it."""
+    import torch
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import save_checkpoint
+
+    import vitzoo.mm
+    cfg = vitzoo.mm.setup(vitzoo.mm.config_path(name), cfg_options=changes)
+    cfg.dump(tmp_path / 'config.py')
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        if cfg.default_scope == 'mmdet':
+            from mmdet.registry import MODELS
+            from mmdet.utils import register_all_modules
+        else:
+            from mmseg.registry import MODELS
+            from mmseg.utils import register_all_modules
+        register_all_modules(init_default_scope=False)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    meta = {'dataset_meta': {k.lower(): v for k, v in cfg.metainfo.items()}}
+    save_checkpoint({'state_dict': model.state_dict(), 'meta': meta}, str(tmp_path / 'weights.pth'))
+    files = {'--config': 'config.py', '--checkpoint': 'weights.pth', '--out': 'out'}
+    return [word for option, name in files.items() for word in (option, str(tmp_path / name))] + ['--json']
+
+
+@pytest.fixture
+def scene(tmp_path):
+    path = tmp_path / 'scene.png'
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (128, 160, 3), np.uint8)).save(path)
+    return str(path)
+
+
+def test_a_detector(tmp_path, scene, capsys):
+    options = untrained('detection/mask-rcnn_svit_micro_digits', tmp_path)
+    capsys.readouterr()
+    assert main(['predict', scene, *options, '--threshold', '0.05']) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['task'] == 'detection' and report['classes'][9] == 'digit 9'
+    objects = report['images'][0]['objects']
+    assert objects and all(o['score'] >= 0.05 and o['name'] == f'digit {o["label"]}' for o in objects)
+    assert all(0 <= o['box'][0] <= o['box'][2] <= 160 and 0 <= o['box'][1] <= o['box'][3] <= 128 for o in objects)
+    assert [o['score'] for o in objects] == sorted((o['score'] for o in objects), reverse=True)
+    assert Image.open(report['images'][0]['picture']).size == (640, 512)
+
+
+def test_a_segmentor(tmp_path, scene, capsys):
+    options = untrained('segmentation/fpn_svit_micro_digits', tmp_path)
+    capsys.readouterr()
+    assert main(['predict', scene, *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['task'] == 'segmentation' and len(report['classes']) == 11
+    assert sum(c['share'] for c in report['images'][0]['classes']) == pytest.approx(1)
+
+
+def test_files_that_are_missing_and_configs_of_others(tmp_path, scene, capsys):
+    common = ['--checkpoint', scene, '--out', str(tmp_path / 'out')]
+    assert main(['predict', scene, '--config', str(tmp_path / 'none.py'), *common]) == 2
+    assert 'none.py: no such file' in capsys.readouterr().err
+    (tmp_path / 'other.py').write_text("default_scope = 'mmpretrain'\n")
+    assert main(['predict', scene, '--config', str(tmp_path / 'other.py'), *common]) == 2
+    assert "default_scope='mmpretrain'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--iterations', '0'], '--iterations 0'),
+    (['--preset', 'huge'], 'huge'),
+    (['--seed', '-1'], 'seed -1'),
+])
+def test_demo_refuses(tmp_path, capsys, arguments, message):
+    assert main(['demo', '--out', str(tmp_path / 'out'), '--data', str(tmp_path / 'data'), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('onnxscript')
+    monkeypatch.setenv('DIGIT_SCENES', '')  # the demo sets it
+    assert main(['demo', '--out', str(tmp_path / 'out'), '--data', str(tmp_path / 'data'), '--preset', 'micro', '--iterations', '2',
+                 '--json']) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result['training']['iterations'] == 2 and 0 <= result['evaluation']['box_mAP'] <= 1
+    assert result['onnx']['max_error'] < 1e-5 and result['onnx']['input_size'] == [3, 128, 160]
+    assert all((tmp_path / 'out' in p.parents and p.is_file()) for p in map(type(tmp_path), result['files'].values()))
+
+    # what it wrote serves the other commands
+    scene, files = str(tmp_path / 'data' / 'detection' / 'val' / '000000.png'), result['files']
+    assert main(['predict', scene, '--config', files['config'], '--checkpoint', files['checkpoint'], '--out', str(tmp_path / 'a')]) == 0
+    assert main(['predict', scene, '--onnx', files['ONNX'], '--out', str(tmp_path / 'b')]) == 0
+    assert main(['convert', files['checkpoint'], '--model', 'svit_micro', '--features', '--out', str(tmp_path / 'x.safetensors')]) == 0
