@@ -22,6 +22,7 @@ from ..profiling.latency import take_turns
 from ..profiling.report import model_name
 from . import verify
 from .report import ExportReport
+from .simplify import settle_shapes
 from .verify import Case, ExportError
 
 TORCHSCRIPT_OPSET = 17  # the newest that the dynamo exporter cannot write
@@ -63,11 +64,14 @@ def export_onnx(
         opset: 18 to 23, or 17 for old runtimes (by PyTorch's TorchScript exporter).
         dynamic_batch: accept any batch size; else 1 alone.
         dynamic_size: accept other heights and widths. Quick for convolutional models; attention over windows or regions can take many
-            minutes, where opset 17 is the way out.
+            minutes, where opset 17 is the way out. Models that build tables for their size must be exported once per size.
         class_names: one per class.
         license, source: of the weights; by default what the model's timm configuration says.
         rounds: of the latency measurement; 0 for none.
         progress: show a progress bar.
+
+    A model, or a part of it, that cannot be exported says so in an attribute `exportable` (`exportable_dynamic_size` for that option):
+    False, or a string with the reason.
 
     Raises:
         ValueError: before any work, if an argument is bad or the model cannot be exported.
@@ -81,7 +85,12 @@ def export_onnx(
     if not isinstance(rounds, int) or rounds < 0:
         raise ValueError(f'rounds={rounds!r}: expected a number of measurements, 0 for none.')
     size = image_shape(model, input_size)
-    _refuse_inexportable(model)
+    _refuse(model, 'exportable', 'cannot be exported to ONNX')
+    if dynamic_size:
+        _refuse(model, 'exportable_dynamic_size', 'cannot be exported with dynamic_size=True; export one file per size')
+    weights = 4 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    if weights > FILE_LIMIT:
+        raise ValueError(f'{type(model).__name__} takes {weights / 2**30:.1f} GiB in float32: one ONNX file holds less than 2 GiB.')
     for module in ('onnx', 'onnxscript', 'onnxruntime'):
         require(module, 'onnx')
     path = Path(path)
@@ -92,9 +101,12 @@ def export_onnx(
         plain = copy.deepcopy(model).requires_grad_(False).eval().float().cpu()
         deploy = reparameterize_model(plain)
         batches = BATCHES if dynamic_batch else (1,) * len(verify.SEEDS)
-        cases = [verify.make_cases(plain, s, batches) for s in [size, *(_other_sizes(size) if dynamic_size else ())]]
+        notes = []
+        cases = [verify.make_cases(plain, size, batches)]
+        if dynamic_size:
+            cases += _cases_at_other_sizes(plain, size, batches, notes)
         names = _output_names(model, cases[0][0])
-        metadata, notes = _metadata(model, size, names, cases[0][0], class_names, license, source)
+        metadata = _metadata(model, size, names, cases[0][0], class_names, license, source, notes)
 
         step('export')
         with _quiet():
@@ -106,13 +118,8 @@ def export_onnx(
 
         step('check in ONNX Runtime')
         selects = any(getattr(m, 'selects', False) for m in model.modules())
-        try:
-            session = verify.open_session(str(temporary))
-            checks = [_check_size(session, c, names, selects, notes) for c in cases]
-        except ExportError:
-            raise
-        except Exception as e:  # ONNX Runtime has no common base for its errors
-            raise ExportError(f'ONNX Runtime cannot run the file: {e}') from e
+        session = verify.open_session(str(temporary))
+        checks = [_check_size(session, c, names, selects, notes) for c in cases]
 
         step('time')
         latency = _latency(plain, session, cases[0][0], rounds) if rounds else {}
@@ -126,19 +133,27 @@ def export_onnx(
     return report
 
 
-def _refuse_inexportable(model: nn.Module) -> None:
+def _refuse(model: nn.Module, flag: str, what: str) -> None:
+    """Raise where a model or a part of it says in this attribute that it is not, by False or by a string with the reason."""
     for module in model.modules():
-        exportable = getattr(module, 'exportable', True)
-        if exportable is not True:
-            raise ValueError(f'{type(module).__name__} cannot be exported to ONNX' + (f': {exportable}' if exportable else '.'))
-    weights = 4 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
-    if weights > FILE_LIMIT:
-        raise ValueError(f'{type(model).__name__} takes {weights / 2**30:.1f} GiB in float32: one ONNX file holds less than 2 GiB.')
+        reason = getattr(module, flag, True)
+        if reason is not True:
+            raise ValueError(f'{type(module).__name__} {what}' + (f': {reason}' if reason else '.'))
 
 
-def _other_sizes(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+def _cases_at_other_sizes(model: nn.Module, size: tuple[int, int, int], batches: Sequence[int], notes: list[str]) -> list[list[Case]]:
+    """At three sizes, of which one is odd if the model takes odd ones."""
     channels, height, width = size
-    return [(channels, height + 32, width + 64), (channels, height + 64, width), (channels, height + 13 | 1, width + 38 | 1)]
+    larger = ((channels, height + 32, width + 64), (channels, height + 64, width), (channels, height + 96, width + 32))
+    try:
+        cases = [verify.make_cases(model, s, batches) for s in larger[:2]]
+    except ValueError as e:
+        raise ValueError(f'dynamic_size=True: {e} Export one file per size.') from e
+    try:
+        return [*cases, verify.make_cases(model, (channels, height + 13 | 1, width + 38 | 1), batches)]
+    except ValueError as e:
+        notes.append(f'not every size: {e}')
+        return [*cases, verify.make_cases(model, larger[2], batches)]
 
 
 @contextmanager
@@ -166,7 +181,7 @@ def _steps(show: bool):
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task('', total=5, completed=-1)
+        task = bar.add_task('', total=4, completed=-1)
         yield lambda description: bar.update(task, advance=1, description=description)
 
 
@@ -193,12 +208,11 @@ def _output_names(model: nn.Module, case: Case) -> tuple[str, ...]:
 
 
 def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ...], case: Case, class_names: Sequence[str] | None,
-              license: str | None, source: str | None) -> tuple[dict, list[str]]:
-    """What goes into the file, and remarks for the report."""
+              license: str | None, source: str | None, notes: list[str]) -> dict:
+    """What goes into the file; remarks for the report go to `notes`."""
     from vitzoo import __version__
     config = next((c for m in model.modules() if (c := getattr(m, 'pretrained_cfg', None))), {})
     data = resolve_data_config({'input_size': size}, pretrained_cfg=config)
-    notes = []
     if len(data['mean']) != size[0]:
         for key in ('mean', 'std'):
             data[key] = (sum(data[key]) / len(data[key]),) * size[0]
@@ -209,7 +223,7 @@ def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ..
     if not any(o.any() for o in case.outputs):
         notes.append('all outputs are zero (a head that was never trained?): the comparison says little')
     import onnx
-    metadata = dict(
+    return dict(
         model=model_name(model), task='classification' if num_classes else 'features', input_size=list(size), mean=list(data['mean']),
         std=list(data['std']), interpolation=data['interpolation'], crop_pct=data['crop_pct'], num_classes=num_classes,
         class_names=None if class_names is None else [str(name) for name in class_names],
@@ -217,7 +231,6 @@ def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ..
         license=license or config.get('license'),
         source=source or config.get('origin_url') or config.get('hf_hub_id') or config.get('url') or None,
     )
-    return metadata, notes
 
 
 def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opset: int, dynamic_batch: bool, dynamic_size: bool):
@@ -234,7 +247,9 @@ def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opse
             torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
             return onnx.load_from_string(buffer.getvalue())
         program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
-        return program.model_proto
+        proto = program.model_proto
+        settle_shapes(proto)
+        return proto
     except Exception as e:  # the exporters raise whatever their stages raise
         raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {e}') from e
 

@@ -75,8 +75,11 @@ def open_session(path: str):
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    options.log_severity_level = 4  # errors come as exceptions
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    except Exception as e:  # its errors have no common base
+        raise ExportError(f'ONNX Runtime cannot read the file: {e}') from e
 
 
 def check(session, case: Case, names: Sequence[str], selects: bool) -> Check:
@@ -89,7 +92,10 @@ def check(session, case: Case, names: Sequence[str], selects: bool) -> Check:
         ExportError: on another shape, a value that is not finite, or a difference beyond the tolerance.
     """
     batch, _, height, width = case.images.shape
-    found = session.run(list(names), {'image': case.images.numpy()})
+    try:
+        found = session.run(list(names), {'image': case.images.numpy()})
+    except Exception as e:
+        raise ExportError(f'ONNX Runtime cannot run the file at batch {batch}, {height}x{width}: {e}') from e
     per_image = []  # output -> (batch,)
     for name, want, got in zip(names, case.outputs, found, strict=True):
         want = want.numpy()

@@ -40,7 +40,7 @@ def torch_threads(count: int):
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, min_seconds: float = 0.1, threads: int = 1) -> Timings:
-    """Time the calls A B C A B C ... for a number of rounds, after one call of each to warm up.
+    """Time the calls A B C A B C ... for a number of rounds, after two of each to warm up and to see how long they take.
 
     Args:
         calls: name -> what to time; a call that starts work on a GPU must wait for it.
