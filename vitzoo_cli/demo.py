@@ -52,15 +52,16 @@ def run(args: argparse.Namespace, output: Output) -> int:
                                     progress=not output.as_json)
 
     counts = data.manifest('detection')['objects']
-    metrics = trained['metrics']
+    # where nothing at all was found, the evaluation has no figures
+    metrics = {key: float(trained['metrics'].get(f'coco/{key}', 0)) for key in ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50')}
     files = {'pictures': out / 'predictions.png', 'ONNX': out / 'backbone.onnx', 'report': out / 'report.json', **trained['files']}
     files = {name: str(path) for name, path in files.items()}
     result = {
         'seed': args.seed, 'config': CONFIG,
         'data': {'root': str(data.root), 'train': preset.det_train, 'val': preset.val, 'objects': counts, 'seconds': built},
         'training': {key: trained[key] for key in ('iterations', 'batch', 'seconds', 'params')},
-        'evaluation': {'box_mAP': metrics['coco/bbox_mAP'], 'box_mAP50': metrics['coco/bbox_mAP_50'], 'mask_mAP': metrics['coco/segm_mAP'],
-                       'mask_mAP50': metrics['coco/segm_mAP_50'], 'seconds': trained['val_seconds']},
+        'evaluation': {'box_mAP': metrics['bbox_mAP'], 'box_mAP50': metrics['bbox_mAP_50'], 'mask_mAP': metrics['segm_mAP'],
+                       'mask_mAP50': metrics['segm_mAP_50'], 'seconds': trained['val_seconds']},
         'onnx': report.to_dict(), 'files': files, 'seconds': time.perf_counter() - start,
     }
     write_json(out / 'report.json', result)

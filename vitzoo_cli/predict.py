@@ -33,6 +33,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         predictor = OnnxPredictor(args.onnx)
     else:
         from .mm_predictor import MmPredictor
+        output.note('loading PyTorch and the model ...')
         predictor = MmPredictor(args.config, args.checkpoint, args.threshold)
     out = make_folder(args.out)
 
