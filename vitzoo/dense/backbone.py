@@ -124,15 +124,18 @@ class DenseBackbone(nn.Module):
         height, width = x.shape[-2:]
         if height % self.multiple or width % self.multiple:
             x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
-        maps = []
-        for level, stride, feature in zip(self.out_indices, self.strides, self.body(x), strict=True):
-            rows, columns = -(-height // stride), -(-width // stride)
-            if feature.shape[2] < rows or feature.shape[3] < columns:
-                raise ValueError(
-                    f'{self.model_name} gave a map of {feature.shape[2]}x{feature.shape[3]} where stride {stride} of {height}x{width} is '
-                    f'{rows}x{columns}: it does not keep the input grid and cannot serve as a dense backbone at this size')
-            maps.append(getattr(self, f'norm{level}')(feature[:, :, :rows, :columns]).contiguous())
-        return maps
+        maps = self.body(x)
+        if self.multiple > 1:
+            maps = [self._crop(m, stride, height, width) for m, stride in zip(maps, self.strides, strict=True)]
+        return [getattr(self, f'norm{level}')(m).contiguous() for level, m in zip(self.out_indices, maps, strict=True)]
+
+    def _crop(self, feature: Tensor, stride: int, height: int, width: int) -> Tensor:
+        rows, columns = -(-height // stride), -(-width // stride)
+        if feature.shape[2] < rows or feature.shape[3] < columns:
+            raise ValueError(
+                f'{self.model_name} gave a map of {feature.shape[2]}x{feature.shape[3]} where stride {stride} of {height}x{width} is '
+                f'{rows}x{columns}: it does not keep the input grid and cannot serve as a dense backbone at this size')
+        return feature[:, :, :rows, :columns]
 
     def train(self, mode: bool = True):
         super().train(mode)
