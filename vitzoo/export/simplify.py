@@ -9,9 +9,10 @@ def settle_shapes(proto) -> None:
     import numpy as np
     from onnx import numpy_helper, shape_inference
     graph = proto.graph
+    inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
     lengths = {
         value.name: [d.dim_value if d.HasField('dim_value') else -1 for d in value.type.tensor_type.shape.dim]
-        for value in shape_inference.infer_shapes(proto, data_prop=True).graph.value_info
+        for value in (*inferred.value_info, *inferred.output)
     }
     constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
