@@ -163,6 +163,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     (dict(checkpoint_path='missing.pth'), 'missing.pth'),
     (dict(out_norm='batch'), 'out_norm'),
     (dict(frozen_stages=5), 'frozen_stages'),
+    (dict(frozen_stages=2, out_indices=(0,)), 'number of stages up to 1'),
 ])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -180,6 +181,8 @@ def test_missing_strides_are_named():
     with pytest.raises(ValueError, match=r'strides \[16\]'):
         DenseBackbone('test_vit')
     assert DenseBackbone('test_vit', (2,)).strides == (16,)
+    with pytest.raises(ValueError, match=r'at \[16\]'):
+        DenseBackbone('test_vit', (2,), frozen_stages=1)
     with pytest.raises(ValueError, match=r'strides \[12, 17\]'):
         DenseBackbone('crossvit_tiny_240', (2,))
 

@@ -159,8 +159,9 @@ def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_n
         raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
     if out_norm not in (True, False, 'layer'):
         raise ValueError(f"out_norm is True, False or 'layer', got {out_norm!r}")
-    if not -1 <= frozen_stages <= 4:
-        raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or the number of stages from 1 to 4, got {frozen_stages}')
+    if not -1 <= frozen_stages <= max(out_indices) + 1:
+        raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {max(out_indices) + 1}, the last that '
+                         f'out_indices={out_indices} needs, got {frozen_stages}')
     name = model_name.split('.')[0]
     if ':' not in name and not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
@@ -229,7 +230,10 @@ def _modules_until_stage(model: nn.Module, levels: list[dict], stages: int) -> l
     if stages < 0:
         return []
     names = [name for name, _ in model.named_modules()]
-    path = {info['reduction']: info['module'] for info in levels}[STRIDES[max(stages, 1) - 1]]
+    paths, stride = {info['reduction']: info['module'] for info in levels}, STRIDES[max(stages, 1) - 1]
+    if stride not in paths:
+        raise ValueError(f'frozen_stages={stages} ends at stride {stride}, the stages of this model are at {sorted(paths)}')
+    path = paths[stride]
     if stages == 0:
         end = names.index(path.split('.')[0])
     else:
