@@ -117,13 +117,19 @@ def test_metadata(classifier, features):
     assert (found['task'], found['num_classes'], found['class_names'], found['input_size']) == ('features', 0, None, [3, 57, 83])
 
 
-def test_height_and_width_are_static_and_no_shape_is_computed(features, tmp_path):
-    assert 'Shape' not in operators(features[1])
-    dims = onnx.load(features[1]).graph.input[0].type.tensor_type.shape.dim
-    assert [d.dim_param or d.dim_value for d in dims] == ['batch', 3, 57, 83]
-    vitzoo.export_onnx(timm.create_model('svit_micro'), tmp_path / 'static.onnx', (64, 96), dynamic_batch=False, rounds=0)
-    assert 'Shape' not in operators(tmp_path / 'static.onnx')
-    assert run(tmp_path / 'static.onnx', torch.randn(1, 3, 64, 96))['logits'].shape == (1, 1000)
+def test_height_and_width_are_static_and_no_shape_is_computed(classifier, features):
+    for (_, path, _), size in ((classifier, [64, 96]), (features, [57, 83])):
+        assert 'Shape' not in operators(path)
+        dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+        assert [d.dim_param or d.dim_value for d in dims] == ['batch', 3, *size]
+
+
+def test_static_batch(tmp_path):
+    model = timm.create_model('svit_micro', num_classes=7, depths=(1, 1, 1, 1))
+    report = vitzoo.export_onnx(model, tmp_path / 'static.onnx', (64, 96), dynamic_batch=False, rounds=0)
+    assert [c.batch for c in report.checks] == [1] * 4
+    assert 'Shape' not in operators(report.path)
+    assert run(report.path, torch.randn(1, 3, 64, 96))['logits'].shape == (1, 7)
 
 
 def test_the_file_is_free_of_local_paths(classifier):

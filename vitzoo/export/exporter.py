@@ -13,6 +13,7 @@ from pathlib import Path
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.layers import SelectAdaptivePool2d
 from timm.utils import reparameterize_model
 from torch import nn
 
@@ -246,12 +247,21 @@ def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opse
             dynamic = {name: {0: 'batch'} for name in names} if dynamic_batch else {}
             torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
             return onnx.load_from_string(buffer.getvalue())
+        _pool_by_mean(model)
         program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
         proto = program.model_proto
         settle_shapes(proto)
         return proto
     except Exception as e:  # the exporters raise whatever their stages raise
         raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {e}') from e
+
+
+def _pool_by_mean(model: nn.Module) -> None:
+    """Spell global average pooling as a mean: of a channels-last map the dynamo exporter makes a gather with computed indices."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(parent, name, SelectAdaptivePool2d(pool_type='fast'))
 
 
 def _write(proto, metadata: dict, path: Path) -> None:
