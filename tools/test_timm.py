@@ -36,8 +36,8 @@ NOT_APPLICABLE = {
 
 def download(folder: Path) -> Path:
     """The source archive of the installed timm."""
-    command = [sys.executable, '-m', 'pip', 'download', f'timm=={timm.__version__}', '--no-deps', '--no-binary', 'timm', '--dest', str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = f'pip download timm=={timm.__version__} --no-deps --no-binary timm --dest'.split()
+    done = subprocess.run([sys.executable, '-m', *command, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     archive = next(folder.glob('timm-*.tar.gz'), None)
     if done.returncode or archive is None:
         raise RuntimeError(f'the source archive of timm {timm.__version__} could not be downloaded:\n{done.stdout}'
@@ -66,7 +66,8 @@ class OurModels:
         self.outcomes = {}  # test -> Counter
 
     def pytest_collection_modifyitems(self, items):
-        ours = [item for item in items if hasattr(item, 'callspec') and str(item.callspec.params.get('model_name')).split('.')[0] in self.names]
+        models = [str(item.callspec.params.get('model_name')) if hasattr(item, 'callspec') else '' for item in items]
+        ours = [item for item, model in zip(items, models, strict=True) if model.split('.')[0] in self.names]
         for item in ours:
             counts = self.outcomes.setdefault(item.originalname, Counter())
             if item.originalname in NOT_APPLICABLE:

@@ -48,7 +48,8 @@ def test_golden_case_by_timm(tmp_path):
     blocks = {name.split('.attn.')[0] for name in state if '.attn.' in name}
     frozen = {f'{block}.attn.{kind}.weights': torch.eye(9).reshape(9, 1, 3, 3) for block in blocks for kind in ('fold', 'unfold')}
     path = tmp_path / 'stvit-small-224.pth'
-    torch.save({'model': state | frozen, 'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3}]}, 'epoch': 299, 'args': Namespace(lr=1e-3)}, path)
+    optimizer = {'state': {}, 'param_groups': [{'lr': 1e-3}]}
+    torch.save({'model': state | frozen, 'optimizer': optimizer, 'epoch': 299, 'args': Namespace(lr=1e-3)}, path)
     model = timm.create_model('svit_small', pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
     assert_published(model, facts, published)
 

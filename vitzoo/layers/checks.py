@@ -1,4 +1,4 @@
-"""Input checks that every model runs before its first layer."""
+"""Checks of what a user can get wrong with any model: the image and the options that all have."""
 import torch
 from timm.models import register_notrace_function
 
@@ -15,3 +15,16 @@ def check_image(x: torch.Tensor, in_chans: int, min_size: tuple[int, int] = (1, 
         raise ValueError(f'Expected a floating-point image, got {x.dtype}. Scale and normalise it first (timm.data.create_transform).')
     if x.shape[2] < min_size[0] or x.shape[3] < min_size[1]:
         raise ValueError(f'Image of {x.shape[2]}x{x.shape[3]} is too small: the minimum is {min_size[0]}x{min_size[1]}.')
+
+
+def check_options(in_chans: int = 3, num_classes: int = 0, global_pool: str = '', drop_rate: float = 0, drop_path_rate: float = 0) -> None:
+    """Raise ValueError on what timm would take, or answer with an assertion, and no model can mean."""
+    if in_chans < 1:
+        raise ValueError(f'in_chans={in_chans}: expected at least 1 image channel.')
+    if num_classes < 0:
+        raise ValueError(f'num_classes={num_classes}: expected the number of classes, or 0 for pooled features.')
+    if global_pool.removeprefix('fast') not in ('', 'avg', 'max', 'avgmax', 'catavgmax'):
+        raise ValueError(f"global_pool={global_pool!r}: expected 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.")
+    for name, rate in dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate).items():
+        if not 0 <= rate < 1:
+            raise ValueError(f'{name}={rate}: expected a rate from 0 to below 1.')

@@ -39,6 +39,7 @@ class ResidualDwConv(nn.Conv2d):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Keep the sum as the kernel (inference only)."""
-        self.weight += self.identity
-        self.identity = None
+        if self.identity is not None:
+            self.weight += self.identity
+            self.identity = None
         return self

@@ -20,7 +20,8 @@ INERT_GLOBALS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 # Families whose names or files are easily confused: how to call them, and a pattern that some key of each published file has.
 KNOWN_LAYOUTS = (
     ('a super-token checkpoint: use svit_small, svit_base or svit_large', r'\.stoken_refine\.|\.attn\.unfold\.weights$'),
-    ('a semantic-token checkpoint (STViT-R-Swin): use stvit_small or stvit_base', r'^layers\.2\.blocks\.1\.(layer_scale_1|attn\.kv\.weight)$'),
+    ('a semantic-token checkpoint (STViT-R-Swin): use stvit_small or stvit_base',
+     r'^layers\.2\.blocks\.1\.(layer_scale_1|attn\.kv\.weight)$'),
     ('a Swin checkpoint: use timm\'s swin_*', r'^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$'),
 )
 

@@ -20,7 +20,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ..layers import BatchNormNhwc, ResidualDwConv, check_image
+from ..layers import BatchNormNhwc, ResidualDwConv, check_image, check_options
 from ._pretrained import Layout, PublishedWeights, build_model
 
 __all__ = ['SViT']
@@ -192,7 +192,6 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype)
         self.norm = nn.BatchNorm2d(dim, device=device, dtype=dtype)
-        self.to(memory_format=torch.channels_last)  # kernels laid out as the maps are, else each call would copy them
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
@@ -248,7 +247,6 @@ class Stem(nn.Sequential):
             layers += [nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=stride, padding=1, device=device, dtype=dtype),
                        nn.GELU(), nn.BatchNorm2d(out_dim, device=device, dtype=dtype)]
         super().__init__(*layers)
-        self.to(memory_format=torch.channels_last)  # as in Downsample
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # from here on every map lies channels last in memory
@@ -328,12 +326,13 @@ class SViT(PublishedWeights, nn.Module):
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
+        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
         num_stages = len(embed_dims)
         for name, values in dict(depths=depths, num_heads=num_heads, stoken_size=stoken_size, n_iter=n_iter,
                                  init_values=init_values).items():
             if not isinstance(values, (tuple, list)) or len(values) != num_stages:
                 raise ValueError(f'{name}={values!r}: expected one value per stage, {num_stages} as in embed_dims={tuple(embed_dims)}.')
-        for dim, heads in zip(embed_dims, num_heads):
+        for dim, heads in zip(embed_dims, num_heads, strict=True):
             if heads < 1 or dim % heads or dim % 2:
                 raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
                                  f'{dim} channels must be even and divide into {heads} heads.')
@@ -342,6 +341,8 @@ class SViT(PublishedWeights, nn.Module):
             raise ValueError(f'stoken_size={stoken_size}: expected a positive number or pair (h, w) per stage.')
         if min(n_iter) < 1 or min(depths) < 1:
             raise ValueError(f'depths={tuple(depths)}, n_iter={tuple(n_iter)}: expected at least 1 in every stage.')
+        if mlp_ratio <= 0 or projection < 1:
+            raise ValueError(f'mlp_ratio={mlp_ratio}, projection={projection}: expected positive numbers.')
 
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -395,6 +396,7 @@ class SViT(PublishedWeights, nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        check_options(num_classes=num_classes, global_pool=global_pool or '')
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         like = next(self.parameters())
@@ -487,7 +489,7 @@ default_cfgs = generate_default_cfgs({
 })
 
 VARIANTS = {
-    'svit_micro': dict(embed_dims=(24, 48, 96, 192), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), projection=256),
+    'svit_micro': dict(embed_dims=(32, 64, 128, 192), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 6), projection=256),
     'svit_small': dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 9, 3), num_heads=(1, 2, 5, 8)),
     'svit_base': dict(embed_dims=(96, 192, 384, 512), depths=(4, 6, 14, 6), num_heads=(2, 3, 6, 8), init_values=(None, None, 1e-6, 1e-6)),
     'svit_large': dict(embed_dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), num_heads=(2, 3, 7, 10), init_values=(None, None, 1e-6, 1e-6)),

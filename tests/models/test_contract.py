@@ -1,0 +1,555 @@
+"""What every model promises, whatever its family. The micro variants are quick; the others run in the long suite."""
+import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import timm
+import torch
+from timm.models import get_notrace_functions, get_notrace_modules, group_parameters, list_modules
+from timm.optim import param_groups_layer_decay
+from timm.utils import reparameterize_model
+from torch import nn
+
+import vitzoo  # noqa: F401  (registers the models)
+from vitzoo.profiling import count_traffic, on_meta
+
+NAMES = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith('vitzoo.')]
+every_model = pytest.mark.parametrize('name', [pytest.param(n, marks=() if n.endswith('_micro') else pytest.mark.slow) for n in NAMES])
+SIZES = [(224, 224), (288, 288), (64, 96), (33, 47), (160, 8)]
+
+
+def build(name, **kwargs):
+    """A model in eval mode whose layer scales and running statistics are far from their initial values, which could hide a mistake."""
+    model = timm.create_model(name, **kwargs).eval()
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if 'gamma' in key:
+                value.fill_(0.5)
+            elif key.endswith('running_mean'):
+                value.normal_(std=0.1)
+            elif key.endswith('running_var'):
+                value.uniform_(0.8, 1.2)
+    return model
+
+
+def image(*size, batch=2, in_chans=3):
+    return torch.randn(batch, in_chans, *size)
+
+
+def minimum(model):
+    """The smallest image (H, W) that the model's configuration names."""
+    return tuple(model.pretrained_cfg.get('min_input_size', (3, 1, 1))[1:])
+
+
+def small(model):
+    return tuple(max(64, m) for m in minimum(model))
+
+
+def sizes(model):
+    return [(max(h, m), max(w, n)) for h, w in SIZES for m, n in [minimum(model)]] + [minimum(model)]
+
+
+def ceil_div(size, stride):
+    return tuple(-(-n // stride) for n in size)
+
+
+def assert_same(a, b, tolerance=1e-5):
+    """Equal shapes, and no difference beyond a share of the largest value."""
+    if isinstance(a, torch.Tensor):
+        a, b = [a], [b]
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=tolerance * y.abs().max().item())
+
+
+# ---- shapes and sizes
+
+@every_model
+def test_any_size(name):
+    """Logits, features and intermediates at the native size, larger, non-square, odd, flat and minimal."""
+    model, features = build(name), build(name, features_only=True)
+    assert features.feature_info.reduction() == [info['reduction'] for info in model.feature_info]
+    for size in sizes(model):
+        x = image(*size, batch=1)
+        with torch.no_grad():
+            assert model(x).shape == (1, model.num_classes)
+            expected = [(1, info['num_chs'], *ceil_div(size, info['reduction'])) for info in model.feature_info]
+            assert [m.shape for m in features(x)] == expected
+            assert [m.shape for m in model.forward_intermediates(x, intermediates_only=True)] == expected
+
+
+@every_model
+def test_trains_at_any_size(name):
+    model = build(name, num_classes=5).train()
+    for size in sizes(model):
+        model.zero_grad()
+        model(image(*size)).square().mean().backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == [], size
+
+
+@every_model
+def test_features_train(name):
+    model = build(name, features_only=True).train()
+    sum(m.square().mean() for m in model(image(64, 96))).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@every_model
+def test_too_small_an_image_is_refused(name):
+    model, features = build(name), build(name, features_only=True)
+    h, w = minimum(model)
+    for size in [(h - 1, w), (h, w - 1)]:
+        for forward in (model, model.forward_intermediates, features):
+            with pytest.raises(ValueError, match=f'minimum is {h}x{w}'):
+                forward(image(*size))
+
+
+@every_model
+@pytest.mark.parametrize('x, message', [
+    (torch.randn(3, 64, 64), r'3 dimensions'),
+    (torch.randn(1, 64, 64, 3), r'Expected 3 channels, got 64'),
+    (torch.randn(1, 4, 64, 64), r'in_chans=4'),
+    (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r'torch\.uint8'),
+], ids=['rank', 'layout', 'channels', 'dtype'])
+def test_bad_image_is_refused(name, x, message):
+    model = build(name)
+    for forward in (model, model.forward_intermediates):
+        with pytest.raises(ValueError, match=message):
+            forward(x)
+
+
+@every_model
+def test_nan_stays_nan_in_its_image(name):
+    model = build(name)
+    x = image(*small(model))
+    x[1, 0, 5, 7] = torch.nan
+    with torch.no_grad():
+        y = model(x)
+    assert y[0].isfinite().all() and y[1].isnan().all()
+
+
+@every_model
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_input_channels(name, in_chans):
+    model = build(name, in_chans=in_chans)
+    assert model.in_chans == in_chans
+    with torch.no_grad():
+        assert model(image(*small(model), in_chans=in_chans)).shape == (2, model.num_classes)
+
+
+# ---- head
+
+@every_model
+def test_head_is_replaced(name):
+    model = build(name)
+    x = image(*small(model))
+    with torch.no_grad():
+        features = model.forward_features(x)
+        pre_logits = model.forward_head(features, pre_logits=True)
+        assert features.ndim == 4 and features.shape[1] == model.num_features
+        assert pre_logits.shape == (2, model.head_hidden_size)
+        assert_same(model.get_classifier()(pre_logits), model(x))
+        model.reset_classifier(7)
+        assert model.num_classes == 7 and model(x).shape == (2, 7)
+        model.reset_classifier(0)
+        assert isinstance(model.get_classifier(), nn.Identity)
+        assert_same(model(x), pre_logits)
+        model.reset_classifier(0, '')
+        assert_same(model(x), features)
+        model.reset_classifier(3, 'max')
+        assert model(x).shape == (2, 3)
+        assert_same(model.forward_head(features, pre_logits=True), features.amax((2, 3)))
+
+
+@every_model
+@pytest.mark.parametrize('global_pool, width', [('avg', 1), ('max', 1), ('avgmax', 1), ('catavgmax', 2), ('fast', 1)])
+def test_pooling(name, global_pool, width):
+    model = build(name, num_classes=3, global_pool=global_pool)
+    x = image(*small(model))
+    with torch.no_grad():
+        assert model(x).shape == (2, 3)
+        assert model.head_hidden_size == width * model.num_features
+        assert model.forward_head(model.forward_features(x), pre_logits=True).shape == (2, model.head_hidden_size)
+
+
+@every_model
+def test_no_classifier(name):
+    x = image(64, 64)
+    with torch.no_grad():
+        model = build(name, num_classes=0)
+        assert model(x).shape == (2, model.num_features)
+        model = build(name, num_classes=0, global_pool='')
+        assert model(x).shape == model.forward_features(x).shape
+
+
+# ---- features
+
+@every_model
+@pytest.mark.parametrize('size', [(64, 96), (65, 31)])
+def test_intermediates_agree(name, size):
+    model = build(name)
+    features = build(name, features_only=True)
+    state = model.state_dict()
+    features.load_state_dict({key: state[key.removeprefix('model.')] for key in features.state_dict()})
+    x = image(*size)
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(x)
+        assert_same(final, model.forward_features(x), 0)
+        assert_same(features(x), maps, 0)
+        channels_last = model.forward_intermediates(x, output_fmt='NHWC', intermediates_only=True)
+        assert_same([m.permute(0, 3, 1, 2) for m in channels_last], maps, 0)
+        for stop_early in (False, True):
+            some = model.forward_intermediates(x, indices=[0, 2], stop_early=stop_early, intermediates_only=True)
+            assert_same(some, [maps[0], maps[2]], 0)
+        assert_same(model.forward_intermediates(x, indices=2, intermediates_only=True), maps[-2:], 0)
+        assert_same(model.forward_intermediates(x, indices=[-1], stop_early=True)[0], final, 0)
+        assert [m.shape for m in model.forward_intermediates(x, norm=True, intermediates_only=True)] == [m.shape for m in maps]
+
+
+@every_model
+def test_features_of_some_levels(name):
+    features = build(name, features_only=True, out_indices=(1, 3))
+    info = build(name).feature_info
+    with torch.no_grad():
+        assert [m.shape[1] for m in features(image(64, 64))] == [info[1]['num_chs'], info[3]['num_chs']] == features.feature_info.channels()
+    first = build(name, features_only=True, out_indices=(0,))
+    assert sum(p.numel() for p in first.parameters()) < sum(p.numel() for p in features.parameters())
+
+
+@every_model
+@pytest.mark.parametrize('index', [0, 1, 2, 3])
+def test_pruned_model_keeps_its_features(name, index):
+    model = build(name)
+    x = image(64, 96)
+    with torch.no_grad():
+        wanted = model.forward_intermediates(x, indices=[index], intermediates_only=True)
+        pruned = copy.deepcopy(model)
+        assert pruned.prune_intermediate_layers([index]) == [index]
+        assert_same(pruned.forward_intermediates(x, indices=[index], intermediates_only=True), wanted, 0)
+        pruned.reset_classifier(4, 'avg')
+        assert pruned(x).shape == (2, 4)
+        whole = copy.deepcopy(model)
+        whole.prune_intermediate_layers([len(model.feature_info) - 1], prune_head=False)
+        assert_same(whole(x), model(x), 0)
+    assert len(pruned.state_dict()) < len(model.state_dict()) or index == len(model.feature_info) - 1
+
+
+@every_model
+def test_unknown_level_or_layout_is_refused(name):
+    model = build(name)
+    with pytest.raises(ValueError, match='NCHW'):
+        model.forward_intermediates(image(64, 64), output_fmt='NLC')
+    for call in (lambda: model.forward_intermediates(image(64, 64), indices=[9]), lambda: model.prune_intermediate_layers([9])):
+        with pytest.raises((ValueError, AssertionError)):  # timm's own check asserts
+            call()
+
+
+# ---- same input, same answer
+
+@every_model
+def test_two_runs_agree(name):
+    model = build(name)
+    x = image(*small(model))
+    with torch.no_grad():
+        assert_same(model(x), model(x), 0)
+
+
+@every_model
+def test_one_image_alone_and_in_a_batch_agree(name):
+    model = build(name)
+    for size in [(64, 96), (65, 31)]:
+        x = image(*size, batch=3)
+        with torch.no_grad():
+            together, maps = model(x), model.forward_intermediates(x, intermediates_only=True)
+            for i in range(3):
+                assert_same(model(x[i:i + 1]), together[i:i + 1])
+                assert_same(model.forward_intermediates(x[i:i + 1], intermediates_only=True), [m[i:i + 1] for m in maps])
+
+
+@every_model
+def test_memory_layout_of_the_image_does_not_matter(name):
+    model = build(name)
+    x = image(64, 96)
+    with torch.no_grad():
+        y = model(x)
+        assert_same(model(x.contiguous(memory_format=torch.channels_last)), y)
+        assert_same(model(x.transpose(2, 3).contiguous().transpose(2, 3)), y)
+        assert_same(copy.deepcopy(model).to(memory_format=torch.channels_last)(x), y)
+
+
+@every_model
+def test_drops_follow_the_seed_and_stop_in_eval(name):
+    model = build(name, drop_rate=0.3, drop_path_rate=0.5)
+    plain = build(name)
+    plain.load_state_dict(model.state_dict())
+    x = image(64, 64, batch=4)
+    with torch.no_grad():
+        assert_same(model(x), plain(x), 0)
+        model.train()
+        runs = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            runs.append(model(x))
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
+    assert not torch.allclose(runs[0], runs[2])
+
+
+@every_model
+def test_gradient_checkpointing_changes_nothing(name):
+    model = build(name).train()
+    again = copy.deepcopy(model)
+    again.set_grad_checkpointing(True)
+    x = image(64, 96)
+    y, z = model(x), again(x)
+    assert_same(z, y)
+    for out in (y, z):
+        out.square().mean().backward()
+    assert_same([p.grad for p in again.parameters()], [p.grad for p in model.parameters()])
+
+
+# ---- state
+
+@every_model
+def test_save_and_load(name, tmp_path):
+    from safetensors.torch import load_file, save_file
+    model = build(name)
+    x = image(*small(model))
+    with torch.no_grad():
+        y = model(x)
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+        buffer.seek(0)
+        loaded = timm.create_model(name).eval()
+        loaded.load_state_dict(torch.load(buffer, weights_only=True))
+        assert_same(loaded(x), y, 0)
+        save_file(model.state_dict(), tmp_path / 'model.safetensors')
+        loaded = timm.create_model(name).eval()
+        loaded.load_state_dict(load_file(tmp_path / 'model.safetensors'))
+        assert_same(loaded(x), y, 0)
+        loaded = timm.create_model(name, checkpoint_path=str(tmp_path / 'model.safetensors')).eval()
+        assert_same(loaded(x), y, 0)
+        assert_same(pickle.loads(pickle.dumps(model))(x), y, 0)
+        assert_same(copy.deepcopy(model)(x), y, 0)
+
+
+@every_model
+def test_checkpoint_holds_weights_and_statistics_alone(name):
+    """Nothing in a checkpoint depends on the image size."""
+    model = build(name)
+    statistics = {f'{path}.{b}' for path, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) for b, _ in m.named_buffers()}
+    assert set(model.state_dict()) == {n for n, _ in model.named_parameters()} | statistics
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        for size in sizes(model):
+            model(image(*size, batch=1))
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+
+
+@every_model
+def test_built_without_memory_and_filled(name):
+    """The way of large models: build on meta, allocate, load; what no checkpoint holds is refilled by timm's hook."""
+    model = build(name)
+    x = image(*small(model))
+    with torch.device('meta'):
+        empty = timm.create_model(name).eval()
+    assert empty(x.to('meta')).shape == (2, model.num_classes)
+    empty.to_empty(device='cpu')
+    empty.load_state_dict(model.state_dict())
+    for module in empty.modules():
+        if hasattr(module, 'init_non_persistent_buffers'):
+            module.init_non_persistent_buffers()
+    with torch.no_grad():
+        assert_same(empty(x), model(x), 0)
+
+
+@every_model
+@pytest.mark.parametrize('kwargs', [dict(device='meta'), dict(dtype=torch.float64)])
+def test_device_and_dtype_of_construction(name, kwargs):
+    model = timm.create_model(name, **kwargs).eval()
+    for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
+        assert tensor.device.type == kwargs.get('device', 'cpu') and tensor.dtype == kwargs.get('dtype', torch.float32)
+    x = image(64, 64).to(**kwargs)
+    y = model(x)
+    assert y.dtype == x.dtype and y.device == x.device
+
+
+@every_model
+def test_counted_without_memory_then_run(name):
+    """A forward on meta leaves nothing behind that a forward on the CPU would stumble over."""
+    model = build(name)
+    x = image(64, 96)
+    on_meta(model)(x.to('meta'))
+    with torch.no_grad():
+        y = model(x)
+        moved = copy.deepcopy(model)
+        moved(x)
+        moved.to('meta')(x.to('meta'))
+    assert y.isfinite().all()
+
+
+@every_model
+def test_dtype_may_change_after_a_forward(name):
+    model = build(name)
+    x = image(64, 96)
+    with torch.no_grad():
+        y = model(x)
+        assert_same(model.double()(x.double()).float(), y)
+        assert_same(model.float()(x), y)
+
+
+@every_model
+@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_half_precision(name, dtype, tolerance):
+    model = build(name)
+    x = image(*small(model))
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(x)
+        logits = model.forward_head(final)
+        half, half_maps = copy.deepcopy(model).to(dtype).forward_intermediates(x.to(dtype))
+        assert half.dtype == dtype
+        assert_same([half.float(), *(m.float() for m in half_maps)], [final, *maps], tolerance)
+        with torch.autocast('cpu', dtype):
+            assert_same(model(x).float(), logits, tolerance)
+
+
+@every_model
+def test_half_precision_trains(name):
+    model = build(name).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model(image(64, 64)).square().mean()
+    loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@every_model
+def test_threads_share_a_model(name):
+    model = build(name)
+    images = [image(32 * (i % 4 + 1), 32 * (i % 3 + 1) + i, batch=1) for i in range(12)]
+    forward = torch.inference_mode()(lambda x: model(x))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(forward, images))
+    assert_same(found, [forward(x) for x in images])
+
+
+# ---- options
+
+@every_model
+def test_unknown_option_is_a_type_error(name):
+    with pytest.raises(TypeError, match='no_such_option'):
+        timm.create_model(name, no_such_option=1)
+
+
+@every_model
+@pytest.mark.parametrize('kwargs', [
+    dict(in_chans=0), dict(num_classes=-1), dict(global_pool='no_such_pool'), dict(drop_rate=1.5), dict(drop_path_rate=-0.1),
+], ids=str)
+def test_bad_value_is_a_value_error(name, kwargs):
+    (option, value), = kwargs.items()
+    with pytest.raises(ValueError, match=f'{option}={value!r}: expected'):
+        timm.create_model(name, **kwargs)
+    if option in ('num_classes', 'global_pool'):
+        with pytest.raises(ValueError, match=f'{option}={value!r}: expected'):
+            timm.create_model(name).reset_classifier(**{'num_classes': 2, **kwargs})
+
+
+def test_unknown_name_is_an_error():
+    with pytest.raises(RuntimeError, match='svit_enormous'):
+        timm.create_model('svit_enormous')
+
+
+@every_model
+def test_registered_as_timm_s_own_are(name):
+    cfg = timm.get_pretrained_cfg(name)
+    assert name in timm.list_models(module=timm.model_entrypoint(name).__module__.split('.')[-1])
+    assert timm.model_entrypoint(name).__module__.split('.')[-1] in list_modules()
+    model = build(name)
+    weights = {f'{module}.weight' for module in (cfg.first_conv, cfg.classifier)}
+    assert weights <= set(model.state_dict())
+    assert model.pretrained_cfg['architecture'] == name
+    data = timm.data.resolve_data_config(model=model)
+    assert data['input_size'] == cfg.input_size and data['mean'] == cfg.mean
+
+
+@every_model
+def test_layer_decay(name):
+    model = build(name)
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        assert set(groups) == {n for n, _ in model.named_parameters()}
+        order = list(dict.fromkeys(groups.values()))
+        assert order == sorted(order) and len(order) > 2, 'depth must grow from the stem to the head'
+    scales = {id(p): g['lr_scale'] for g in param_groups_layer_decay(model, layer_decay=0.8) for p in g['params']}
+    assert len(scales) == len(list(model.parameters()))
+    parameters = list(model.parameters())
+    assert scales[id(parameters[0])] < scales[id(model.get_classifier().weight)] == 1
+
+
+# ---- compilers
+
+@every_model
+def test_folded_model_is_the_same_and_does_less(name):
+    model = build(name)
+    folded = reparameterize_model(model)
+    with torch.no_grad():
+        for size in [(64, 96), (65, 31)]:
+            x = image(*size)
+            y, maps = model.forward_intermediates(x)
+            z, folded_maps = folded.forward_intermediates(x)
+            assert_same([z, *folded_maps], [y, *maps])
+            assert_same(folded(x), model(x))
+        assert_same(reparameterize_model(folded)(x), folded(x), 0)  # folding twice is folding once
+    meta = torch.empty(1, 3, 64, 96, device='meta')
+    before, after = (count_traffic(on_meta(m), meta) for m in (model, folded))
+    assert after.operators < before.operators and after.bytes < before.bytes
+
+
+@every_model
+def test_folded_features(name):
+    features = build(name, features_only=True)
+    x = image(64, 96)
+    with torch.no_grad():
+        assert_same(reparameterize_model(features)(x), features(x))
+
+
+@every_model
+@pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
+def test_compiles_without_graph_breaks(name, train):
+    model = build(name).train(train)
+    x = image(72, 104)
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend='aot_eager')
+    y, z = model(x), compiled(x)
+    assert_same(z, y)
+    if train:
+        for out in (y, z):
+            out.square().mean().backward()
+        assert_same([p.grad for p in compiled.parameters()], [p.grad for p in model.parameters()], 1e-4)
+
+
+@every_model
+@pytest.mark.parametrize('strict, size', [(False, (72, 136)), (True, (72, 168))], ids=['non_strict', 'strict'])
+def test_exports_then_runs_eagerly(name, strict, size):
+    """Batch stays free, and nothing made while tracing is left in the model (the sizes occur nowhere else)."""
+    model = build(name)
+    batch = torch.export.Dim('batch', min=1, max=64)
+    program = torch.export.export(model, (image(*size),), strict=strict, dynamic_shapes=({0: batch},))
+    x = image(*size, batch=3)
+    with torch.no_grad():
+        assert_same(program.module()(x), model(x))
+
+
+@every_model
+def test_traced_by_fx(name):
+    """As timm does it: what has control flow in it stays a leaf."""
+    feature_extraction = pytest.importorskip('torchvision.models.feature_extraction')
+    model = build(name)
+    options = dict(leaf_modules=list(get_notrace_modules()), autowrap_functions=list(get_notrace_functions()))
+    nodes = feature_extraction.get_graph_node_names(model, tracer_kwargs=options)[1]
+    traced = feature_extraction.create_feature_extractor(model, nodes[-1:], tracer_kwargs=options)
+    with torch.no_grad():
+        for size in [(64, 96), (65, 31)]:
+            x = image(*size)
+            assert_same(*traced(x).values(), model(x))
