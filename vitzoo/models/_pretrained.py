@@ -41,10 +41,12 @@ class Layout:
     marker: pattern that some key of the published layout has and none of ours.
     rules: (pattern, replacement) applied in turn to each name; a replacement of None drops the entry.
     values: (pattern of our name, function (tensor, model, our name) -> tensor), for values that are laid out differently.
+    constants: (pattern of a published name, value) of entries that were never trained; they are dropped, and must have this value.
     """
     marker: str
     rules: tuple[tuple[str, str | None], ...]
     values: tuple[tuple[str, Callable[[torch.Tensor, nn.Module, str], torch.Tensor]], ...] = ()
+    constants: tuple[tuple[str, torch.Tensor], ...] = ()
 
     def rename(self, name: str) -> str | None:
         for pattern, replacement in self.rules:
@@ -54,7 +56,10 @@ class Layout:
         return name
 
     def convert(self, state: StateDict, model: nn.Module) -> Conversion:
-        """Published names and shapes to ours; our own layout passes unchanged. Raises ValueError on another family's file."""
+        """Published names and shapes to ours; our own layout passes unchanged.
+
+        Raises ValueError on another family's file, and on one whose constants were changed.
+        """
         if not any(re.search(self.marker, name) for name in state):
             for what, pattern in KNOWN_LAYOUTS:
                 if any(re.search(pattern, name) for name in state):
@@ -62,6 +67,12 @@ class Layout:
             return Conversion(dict(state))
         result, own = Conversion({}), model.state_dict()
         for name, value in state.items():
+            constant = next((c for pattern, c in self.constants if re.search(pattern, name)), None)
+            if constant is not None:
+                if not torch.equal(value.cpu().to(constant), constant):
+                    raise ValueError(f'{name} is a constant in the published code, but has another value here: this is another model.')
+                result.dropped.append(name)
+                continue
             new = self.rename(name)
             if new is None:
                 result.dropped.append(name)

@@ -263,7 +263,6 @@ def _split_heads(qkv: torch.Tensor, model: nn.Module, name: str) -> torch.Tensor
 PUBLISHED = Layout(
     marker=r'\.stoken_refine\.',
     rules=(
-        (r'\.attn\.(un)?fold\.weights$', None),  # frozen identity kernels
         (r'^patch_embed\.proj\.', 'stem.'),
         (r'^layers\.0\.downsample\.proj', 'layers.1.downsample'),
         (r'^layers\.1\.downsample\.proj', 'layers.2.downsample'),
@@ -283,6 +282,9 @@ PUBLISHED = Layout(
     ),
     values=(
         (r'\.qkv\.(weight|bias)$', _split_heads),
+    ),
+    constants=(
+        (r'\.attn\.(un)?fold\.weights$', torch.eye(9, device='cpu').reshape(9, 1, 3, 3)),
     ),
 )
 
