@@ -50,7 +50,7 @@ def classifier(tmp_path_factory):
 @pytest.fixture(scope='module')
 def features(tmp_path_factory):
     torch.manual_seed(0)
-    model = timm.create_model('svit_micro', features_only=True)
+    model = vitzoo.DenseBackbone('svit_micro')
     path = tmp_path_factory.mktemp('export') / 'features.onnx'
     return model, path, vitzoo.export_onnx(model, path, (57, 83), rounds=0)
 
