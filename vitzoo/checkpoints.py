@@ -92,14 +92,15 @@ def load_checkpoint(
 
     unexpected = [k for k in state if k not in own]
     if unexpected:
-        other_form = _classifier_names(target)
-        unexpected = [k for k in unexpected if k not in other_form or dropped.append(k)]
+        absent = _absent_parts(target)
+        unexpected = [k for k in unexpected if not k.startswith(absent) or dropped.append(k)]
     missing = [k for k in own if k not in state and k not in new]
     misshaped = [k for k in state if k in own and state[k].shape != own[k].shape]
     if strict:
         if unexpected or missing:
-            raise ValueError(f'{name} does not fit {target.pretrained_cfg["architecture"]}: {_some("missing", missing)}{_some("unexpected", unexpected)}'
-                             'Nothing was loaded.' + (' Pass reset_head=True to start with a new classifier.' if set(missing) == set(head) else ''))
+            advice = ' Pass reset_head=True to start with a new classifier.' if missing and set(missing) == set(head) else ''
+            raise ValueError(f'{name} does not fit {target.pretrained_cfg["architecture"]}: {_some("missing", missing)}'
+                             f'{_some("unexpected", unexpected)}Nothing was loaded.{advice}')
         _refuse_shapes(misshaped, state, own, name)
     dropped += unexpected + misshaped
     new += missing + misshaped
@@ -120,10 +121,13 @@ def _inner(wrapper: nn.Module) -> nn.Module:
     return model
 
 
-def _classifier_names(model: nn.Module) -> set[str]:
-    """Names in the whole classifier of which `model` may be a part."""
+def _absent_parts(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of what the whole classifier has and `model`, which may be cut for its features, has not."""
     with torch.device('meta'):
-        return set(timm.create_model(model.pretrained_cfg['architecture']).state_dict())
+        whole = timm.create_model(model.pretrained_cfg['architecture'])
+    parts = {name for name, _ in whole.named_children()} | {info['module'] for info in whole.feature_info}
+    own = model.state_dict()
+    return tuple(f'{part}.' for part in parts if not any(name.startswith(f'{part}.') for name in own))
 
 
 def _some(what: str, names: list[str]) -> str:
@@ -133,8 +137,8 @@ def _some(what: str, names: list[str]) -> str:
 def _refuse_shapes(names: list[str], state: StateDict, own: StateDict, source: str) -> None:
     if names:
         k = names[0]
-        raise ValueError(f'{source} does not fit: {len(names)} entries have another shape, such as {k}: {tuple(state[k].shape)} in the file, '
-                         f'{tuple(own[k].shape)} in the model. Is it another size of the family? Nothing was loaded.')
+        raise ValueError(f'{source} does not fit: {len(names)} entries have another shape, such as {k}: {tuple(state[k].shape)} in the '
+                         f'file, {tuple(own[k].shape)} in the model. Is it another size of the family? Nothing was loaded.')
 
 
 def _local_file(source: str | os.PathLike) -> str | os.PathLike:

@@ -127,7 +127,8 @@ def unwrap(content: object, use_ema: bool = False, name: str = 'The checkpoint')
             raise ValueError(f'{name} holds no averaged weights (none of {", ".join(keys)}); its keys start with '
                              f'{list(content)[:5]}. Load it with use_ema=False.')
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        kind = sorted({type(v).__name__ for v in content.values()}) if isinstance(content, dict) else type(content).__name__
+        values = content.values() if isinstance(content, dict) else [content]
+        kind = ', '.join(sorted({type(v).__name__ for v in values})) or 'nothing'
         raise ValueError(f'{name}: expected a state dict (names to tensors), bare or under "model" or "state_dict"; found {kind}.')
     return dict(content)
 
