@@ -1,6 +1,8 @@
 """mmengine's way in: it imports this module by itself when it meets `type='vitzoo....'`, and `vitzoo.mm` when something is looked up."""
-from mmengine import registry as root
-from mmengine.registry import Registry
+from vitzoo.extras import require
+
+root = require('mmengine.registry', 'mm')
+Registry = root.Registry
 
 
 def _child(parent: Registry) -> Registry:
