@@ -1,0 +1,36 @@
+"""The code in the README and the docs runs. Blocks marked `py` instead of `python` are parts of something, and say so above."""
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+EXTRAS = {'export_onnx': 'onnxruntime', 'digit_scenes': 'sklearn'}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE)
+    names = {}
+    for block in blocks:
+        for word, module in EXTRAS.items():
+            if word in block:
+                pytest.importorskip(module)
+        exec(compile(block, page.name, 'exec'), names)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_and_paths_exist(page):
+    text = page.read_text(encoding='utf-8')
+    for target in re.findall(r'\]\((?!https?:)([^)#]+)\)', text):
+        assert (page.parent / target).exists(), f'{page.name} links to {target}'
+    for path in re.findall(r'\b((?:configs|tools|tests|requirements)/[\w./-]+\.\w+)', text):
+        assert (ROOT / path).exists(), f'{page.name} names {path}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_unrun_code_says_why(page):
+    for before in re.findall(r'(.*)\n```py\n', page.read_text(encoding='utf-8')):
+        assert before.startswith('<!-- not run: '), f'{page.name}: a block that is not run lacks its reason'
