@@ -20,7 +20,7 @@ SCORE = 0.5  # of what is drawn
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='runs/demo', metavar='DIR', help='for all that is written (default: %(default)s)')
     parser.add_argument('--data', default='data/digit_scenes', metavar='DIR', help='for the digit scenes (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of data and training (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of training (default: %(default)s)')
     parser.add_argument('--iterations', type=int, metavar='N', help='of training, 4 scenes each (default: what the config says)')
     parser.add_argument('--preset', default='standard', help='size of the data: standard or micro (default: %(default)s)')
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         config = vitzoo.mm.config_path(CONFIG)
         out = make_folder(args.out)
         building = time.perf_counter()
-        data = digit_scenes.build(args.data, args.preset, args.seed, parts=['detection'], progress=not output.as_json)
+        data = digit_scenes.build(args.data, args.preset, parts=['detection'], progress=not output.as_json)
         built = time.perf_counter() - building
         trained = _train(config, data.root, out, args.seed, args.iterations, output)
 

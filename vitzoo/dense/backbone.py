@@ -130,7 +130,7 @@ class DenseBackbone(nn.Module):
         return [getattr(self, f'norm{level}')(m).contiguous() for level, m in zip(self.out_indices, maps, strict=True)]
 
     def _crop(self, feature: Tensor, stride: int, height: int, width: int) -> Tensor:
-        rows, columns = -(-height // stride), -(-width // stride)
+        rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride
         if feature.shape[2] < rows or feature.shape[3] < columns:
             raise ValueError(
                 f'{self.model_name} gave a map of {feature.shape[2]}x{feature.shape[3]} where stride {stride} of {height}x{width} is '

@@ -10,6 +10,7 @@ require('mmengine', 'mm')
 from .backbone import Backbone  # noqa: E402
 from .classifier import Accuracy, Classifier, ImageFolder  # noqa: E402
 from .config import config_path, setup  # noqa: E402
+from .losses import ClassDiceLoss  # noqa: E402
 from .ops import activate  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
 from .progress import ProgressBarHook  # noqa: E402
@@ -18,4 +19,6 @@ from .safe_load import allow_runner_checkpoints  # noqa: E402
 activate()
 allow_runner_checkpoints()
 
-__all__ = ['Accuracy', 'Backbone', 'Classifier', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook', 'config_path', 'setup']
+__all__ = [
+    'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook', 'config_path', 'setup',
+]

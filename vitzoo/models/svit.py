@@ -306,6 +306,7 @@ class SViT(PublishedWeights, nn.Module):
         ValueError: on numbers that do not fit together.
     """
     layout = PUBLISHED
+    exportable_dynamic_size = 'its neighbourhood tables are made for one size'  # read by vitzoo.export
 
     def __init__(
             self,
@@ -481,7 +482,7 @@ def _share(filename: str, **kwargs) -> dict:
 
 _384 = dict(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0)
 default_cfgs = generate_default_cfgs({
-    'svit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights'),
+    'svit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
     'svit_small.in1k': _share('stvit-small-224.pth'),
     'svit_small.in1k_384': _share('stvit-small-384.pth', **_384),
     'svit_base.in1k': _share('stvit-base-224.pth'),

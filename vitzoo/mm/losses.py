@@ -1,0 +1,34 @@
+"""Losses that MMSegmentation lacks."""
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitzoo.registry import MODELS
+
+
+@MODELS.register_module()
+class ClassDiceLoss(nn.Module):
+    """Dice loss of each class over the whole batch, mean over the classes (V-Net, https://arxiv.org/abs/1606.04797, squared denominator).
+
+    Small classes weigh as much as large ones. MMSegmentation's DiceLoss sums over all classes of an image at once, and there the background
+    outweighs the rest; its TverskyLoss takes each image alone, where most classes are absent.
+
+    Args:
+        loss_weight: factor of the loss.
+        ignore_index: label of pixels that do not count.
+        loss_name: MMSegmentation adds up what begins with `loss_`.
+    """
+
+    def __init__(self, loss_weight: float = 1., ignore_index: int = 255, loss_name: str = 'loss_dice'):
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.ignore_index = ignore_index
+        self.loss_name = loss_name
+
+    def forward(self, pred: Tensor, target: Tensor, **kwargs) -> Tensor:
+        """Logits (B, num_classes, H, W) and labels (B, H, W) to a scalar. What MMSegmentation passes besides is not used."""
+        valid = target != self.ignore_index
+        truth = F.one_hot(target.where(valid, 0), pred.shape[1]).permute(0, 3, 1, 2) * valid.unsqueeze(1)
+        share = pred.softmax(1) * valid.unsqueeze(1)
+        both = (share * truth).sum((0, 2, 3))
+        dice = (2 * both + 1) / (share.square().sum((0, 2, 3)) + truth.sum((0, 2, 3)) + 1)
+        return self.loss_weight * (1 - dice).mean()
