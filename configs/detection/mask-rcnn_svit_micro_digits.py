@@ -20,3 +20,4 @@ model = dict(
     test_cfg=dict(
         rpn=dict(nms_pre=400, max_per_img=100),
         rcnn=dict(max_per_img=20)))
+train_cfg = dict(max_iters=800)

@@ -13,4 +13,4 @@ model = dict(
             dict(type='vitzoo.ClassDiceLoss', loss_weight=3.0),
         ]))
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
-train_cfg = dict(max_iters=1500)
+train_cfg = dict(max_iters=1200)

@@ -12,4 +12,4 @@ model = dict(
         ]),
     auxiliary_head=None)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
-train_cfg = dict(max_iters=1500)
+train_cfg = dict(max_iters=1200)
