@@ -505,7 +505,7 @@ def _create_svit(variant: str, pretrained: bool, **kwargs) -> SViT:
 
 @register_model
 def svit_micro(pretrained: bool = False, **kwargs) -> SViT:
-    """Our own, about a million parameters, for tests and tutorials."""
+    """Our own, 1.6 M parameters, for tests and tutorials."""
     return _create_svit('svit_micro', pretrained, **kwargs)
 
 
