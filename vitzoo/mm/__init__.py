@@ -20,5 +20,6 @@ activate()
 allow_runner_checkpoints()
 
 __all__ = [
-    'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook', 'config_path', 'setup',
+    'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook', 'config_path',
+    'setup',
 ]
