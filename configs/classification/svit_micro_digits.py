@@ -2,26 +2,26 @@
 _base_ = ['../_base_/digits.py']
 default_scope = 'mmengine'
 data_root = '{{$DIGIT_SCENES:data/digit_scenes}}/classification/'
-model = dict(type='vitzoo.Classifier', model_name='svit_micro', num_classes=10, label_smoothing=0.1)
+model = dict(type='vitzoo.Classifier', model_name='svit_micro', num_classes=10, label_smoothing=0.05)
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     # a six is no nine: no flips, mild crops
     dataset=dict(
-        type='vitzoo.ImageFolder', root=data_root + 'train', input_size=64, is_training=True, hflip=0, scale=(0.6, 1.0), ratio=(0.8, 1.25)))
+        type='vitzoo.ImageFolder', root=data_root + 'train', input_size=48, is_training=True, hflip=0, scale=(0.7, 1.0), ratio=(0.8, 1.25)))
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='vitzoo.ImageFolder', root=data_root + 'val', input_size=64, crop_pct=1.0))
+    dataset=dict(type='vitzoo.ImageFolder', root=data_root + 'val', input_size=48, crop_pct=1.0))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='vitzoo.Accuracy')
 test_evaluator = val_evaluator
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
-train_cfg = dict(max_iters=600)
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
+train_cfg = dict(max_iters=2200)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))

@@ -25,6 +25,8 @@ from ._pretrained import Layout, PublishedWeights, build_model
 
 __all__ = ['SViT']
 
+is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)  # torch 2.6 has the second alone
+
 
 @lru_cache(maxsize=64)
 def neighbour_tables(rows: int, cols: int) -> np.ndarray:
@@ -140,7 +142,15 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if is_exporting():
+            return self._forward_convolutions(x)
         return self.fc2(self.dwconv(self.act(self.fc1(x))).contiguous())
+
+    def _forward_convolutions(self, x: torch.Tensor) -> torch.Tensor:
+        """The same with 1x1 convolutions: ONNX Runtime keeps its blocked layout from one convolution to the next."""
+        x = F.conv2d(x.permute(0, 3, 1, 2), self.fc1.weight[:, :, None, None], self.fc1.bias)
+        x = self.dwconv(self.act(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.conv2d(x, self.fc2.weight[:, :, None, None], self.fc2.bias).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
