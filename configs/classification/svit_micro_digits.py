@@ -4,7 +4,7 @@ default_scope = 'mmengine'
 data_root = '{{$DIGIT_SCENES:data/digit_scenes}}/classification/'
 model = dict(type='vitzoo.Classifier', model_name='svit_micro', num_classes=10, label_smoothing=0.05)
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=64,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
@@ -20,8 +20,8 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='vitzoo.Accuracy')
 test_evaluator = val_evaluator
-optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
-train_cfg = dict(max_iters=2200)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+train_cfg = dict(max_iters=1600)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))
