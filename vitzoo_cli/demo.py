@@ -29,6 +29,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     from .files import make_folder, replacing, write_json
     if args.iterations is not None and args.iterations < 1:
         raise ValueError(f'--iterations {args.iterations}: expected at least 1')
+    if args.seed < 0:
+        raise ValueError(f'--seed {args.seed}: expected 0 or more')
     start = time.perf_counter()
     output.note('loading PyTorch and MMDetection ...')
     with warnings.catch_warnings():

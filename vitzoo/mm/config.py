@@ -5,11 +5,8 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 
 import vitzoo
-
-from .ops import backend
 
 CONFIGS = Path(vitzoo.__file__).parents[1] / 'configs'
 
@@ -61,7 +58,6 @@ def setup(
     cfg.launcher = launcher
     if not torch.cuda.is_available():
         _fit_to_cpu(cfg)
-    print_log(f'operators of mmcv: {backend()}', logger='current')
     return cfg
 
 
