@@ -34,7 +34,7 @@ def test_is_a_dense_backbone_with_a_tuple():
         maps = backbone(x)
         assert isinstance(maps, tuple)
         torch.testing.assert_close(maps, tuple(dense(x)), rtol=0, atol=0)
-    assert (backbone.out_channels, backbone.strides) == ((48, 192), (8, 32))
+    assert (backbone.out_channels, backbone.strides) == ((64, 192), (8, 32))
 
 
 def test_full_path_resolves():

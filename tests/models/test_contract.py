@@ -526,7 +526,8 @@ def test_compiles_without_graph_breaks(name, train):
     if train:
         for out in (y, z):
             out.square().mean().backward()
-        assert_same([p.grad for p in compiled.parameters()], [p.grad for p in model.parameters()], 1e-4)
+        # a bias in front of batch norm has gradient zero, and what is there instead is rounding: one scale for all of them
+        assert_same(*(torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (compiled, model)), 1e-4)
 
 
 @every_model
