@@ -527,7 +527,7 @@ def test_compiles_without_graph_breaks(name, train):
         for out in (y, z):
             out.square().mean().backward()
         # a bias in front of batch norm has gradient zero, and what is there instead is rounding: one scale for all of them
-        assert_same(*(torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (compiled, model)), 1e-4)
+        assert_same(*(torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (compiled, model)))
 
 
 @every_model
