@@ -4,13 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-all test-oldest test-timm test-mmcv lint clean help
+.PHONY: demo test test-all test-timm test-mmcv lint clean help
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (about 6 minutes)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  all tests, the long ones too"
-	@echo "make test-oldest  the quick tests without OpenMMLab, on the oldest supported versions"
 	@echo "make test-timm timm's own model tests over our models"
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
 
@@ -27,11 +26,6 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
-test-oldest:
-	test -x $(VENV)-oldest/bin/pip || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/pip install --quiet -r requirements/oldest.txt
-	PYTHONPATH=. $(VENV)-oldest/bin/python -m pytest -m "not slow"
-
 test-timm: $(STAMP)
 	$(BIN)/python tools/test_timm.py
 
@@ -42,4 +36,4 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build *.egg-info
+	rm -rf $(VENV) build *.egg-info

@@ -14,7 +14,7 @@ mm_base = [
     'pycocotools>=2.0.8', 'torchvision',
 ]
 mm = ['mmcv-lite==2.1.0', *mm_base]  # mmcv 2.2 is refused by mmdet and mmseg
-onnx = ['onnx>=1.17', 'onnxscript>=0.3', 'onnxruntime>=1.20']
+onnx = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.31']
 viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
 dev = ['pytest>=7', 'pytest-timeout', 'ruff']
 
@@ -28,7 +28,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['vitzoo', 'vitzoo.*', 'vitzoo_cli', 'vitzoo_cli.*']),
     package_data={'vitzoo': ['py.typed']},
-    install_requires=['torch>=2.6', 'timm>=1.0.22', 'rich', 'safetensors', 'huggingface_hub'],
+    install_requires=['torch>=2.11', 'timm>=1.0.31', 'rich', 'safetensors', 'huggingface_hub'],
     extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'viz': viz, 'dev': dev,
                     'all': [*mm, *onnx, *viz, *dev]},
     entry_points={'console_scripts': ['vitzoo = vitzoo_cli:main']},

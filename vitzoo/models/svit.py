@@ -25,8 +25,6 @@ from ._pretrained import Layout, PublishedWeights, build_model
 
 __all__ = ['SViT']
 
-is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)  # torch 2.6 has the second alone
-
 
 @lru_cache(maxsize=64)
 def neighbour_tables(rows: int, cols: int) -> np.ndarray:
@@ -142,7 +140,7 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if is_exporting():
+        if torch.compiler.is_exporting():
             return self._forward_convolutions(x)
         return self.fc2(self.dwconv(self.act(self.fc1(x))).contiguous())
 
