@@ -58,7 +58,7 @@ class Preset:
 
     det_train, seg_train, cls_train: scenes that each part takes from the training split; val: validation scenes of every part.
     The background is a field of uniform random colours in field_min..field_max, upsampled, plus normal noise of standard deviation `noise`.
-    The range sets the difficulty: over the whole of 0..1 the background drowns the digits for a small detector that starts from scratch.
+    Its range sets the difficulty; that of `standard` was narrowed until small models learn it from scratch in minutes on a CPU.
     A digit's mask is where its ink exceeds `ink`; its opacity rises from 0 to 1 over a range of `edge` around that, so that the edge of the
     mask is where digit and background mix half and half.
     min_visible: a digit of which a smaller share of the mask is visible is left out of the scene altogether, neither drawn nor annotated.
