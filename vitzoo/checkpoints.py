@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from timm.models._features import FeatureGetterNet
 
-from .models._pretrained import StateDict, keep_counters, read_checkpoint, strip_prefixes, unwrap
+from .models._pretrained import StateDict, convert, keep_counters, read_checkpoint, strip_prefixes, unwrap
 
 OUT_NORM = re.compile(r'^norm\d\.')  # DenseBackbone's output norms, named as published dense backbones name theirs
 
@@ -68,9 +68,8 @@ def load_checkpoint(
     target = _inner(wrapper)
 
     state, dropped = strip_prefixes(state)
-    norms = {k: state.pop(k) for k in list(state) if OUT_NORM.match(k)}
-    conversion = target.layout.convert(state, target)
-    own = target.state_dict()
+    conversion, own = convert(state, target), target.state_dict()
+    norms = {k: conversion.state.pop(k) for k in list(conversion.state) if OUT_NORM.match(k)}
     if wrapper is not target:  # a dense backbone has its output norms beside the model
         own_norms = {k: v for k, v in wrapper.state_dict().items() if OUT_NORM.match(k)}
         own.update(own_norms)
@@ -81,7 +80,7 @@ def load_checkpoint(
     state = {**keep_counters(conversion.state, target), **norms}
 
     head = tuple(k for k in own if k.startswith(target.pretrained_cfg['classifier'] + '.'))
-    new = [k for k in own_norms if k not in norms]
+    new = conversion.new + [k for k in own_norms if k not in norms]
     if reset_head and any(k not in state or state[k].shape != own[k].shape for k in head):
         new += head
         dropped += [k for k in head if state.pop(k, None) is not None]
@@ -108,14 +107,19 @@ def load_checkpoint(
 
     target.load_state_dict({k: v for k, v in state.items() if k not in norms}, strict=False)
     wrapper.load_state_dict(norms, strict=False)
-    return LoadReport(list(state), conversion.renamed, dropped + conversion.dropped, new)
+    published = {ours: name for name, ours in conversion.renamed.items()}
+    return LoadReport(
+        loaded=list(state),
+        renamed={name: ours for name, ours in conversion.renamed.items() if ours in state},
+        dropped=[published.get(k, k) for k in dropped] + conversion.dropped,
+        new=new)
 
 
 def _inner(wrapper: nn.Module) -> nn.Module:
     """The model of ours inside a feature wrapper or a dense backbone."""
     model = getattr(wrapper, 'body', wrapper)
     model = model.model if isinstance(model, FeatureGetterNet) else model
-    if not hasattr(model, 'layout'):
+    if not hasattr(model, 'layouts'):
         raise ValueError(f'load_checkpoint knows the layouts of our own families; {type(model).__name__} is none of them. '
                          'For other models use timm.models.load_checkpoint.')
     return model

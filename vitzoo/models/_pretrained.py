@@ -28,10 +28,11 @@ KNOWN_LAYOUTS = (
 
 @dataclass
 class Conversion:
-    """A state dict in our names, and what became of the published ones."""
+    """A state dict in our names, and what became of the published ones. new: our names that files of this layout do not have."""
     state: StateDict
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,16 @@ class Layout:
     rules: (pattern, replacement) applied in turn to each name; a replacement of None drops the entry.
     values: (pattern of our name, function (tensor, model, our name) -> tensor), for values that are laid out differently.
     constants: (pattern of a published name, value) of entries that were never trained; they are dropped, and must have this value.
+    new: pattern of our names that files of this layout do not have (another model's weights as a start); they keep their initial values.
     """
     marker: str
     rules: tuple[tuple[str, str | None], ...]
     values: tuple[tuple[str, Callable[[torch.Tensor, nn.Module, str], torch.Tensor]], ...] = ()
     constants: tuple[tuple[str, torch.Tensor], ...] = ()
+    new: str | None = None
+
+    def matches(self, state: StateDict) -> bool:
+        return any(re.search(self.marker, name) for name in state)
 
     def rename(self, name: str) -> str | None:
         for pattern, replacement in self.rules:
@@ -56,15 +62,7 @@ class Layout:
         return name
 
     def convert(self, state: StateDict, model: nn.Module) -> Conversion:
-        """Published names and shapes to ours; our own layout passes unchanged.
-
-        Raises ValueError on another family's file, and on one whose constants were changed.
-        """
-        if not any(re.search(self.marker, name) for name in state):
-            for what, pattern in KNOWN_LAYOUTS:
-                if any(re.search(pattern, name) for name in state):
-                    raise ValueError(f'This is {what}. {type(model).__name__} cannot load it.')
-            return Conversion(dict(state))
+        """Published names and shapes to ours. Raises ValueError if constants were changed."""
         result, own = Conversion({}), model.state_dict()
         for name, value in state.items():
             constant = next((c for pattern, c in self.constants if re.search(pattern, name)), None)
@@ -86,7 +84,23 @@ class Layout:
             result.state[new] = value
             if new != name:
                 result.renamed[name] = new
+        if self.new:
+            result.new = [name for name in own if re.search(self.new, name) and name not in result.state]
         return result
+
+
+def convert(state: StateDict, model: nn.Module) -> Conversion:
+    """A state dict in any layout published for the model's family to ours; our own passes unchanged.
+
+    Raises ValueError on another family's file, and on one whose constants were changed.
+    """
+    layout = next((layout for layout in model.layouts if layout.matches(state)), None)
+    if layout is not None:
+        return layout.convert(state, model)
+    for what, pattern in KNOWN_LAYOUTS:
+        if any(re.search(pattern, name) for name in state):
+            raise ValueError(f'This is {what}. {type(model).__name__} cannot load it.')
+    return Conversion(dict(state))
 
 
 def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> StateDict:
@@ -154,7 +168,7 @@ def keep_counters(state: StateDict, model: nn.Module) -> StateDict:
 
 class PublishedWeights:
     """Mixin of models whose class says how published files are laid out; the hook that timm calls for local files."""
-    layout: Layout
+    layouts: tuple[Layout, ...] = ()
 
     def load_pretrained(self, path: str) -> None:
         cfg = {**self.pretrained_cfg, 'state_dict': read_checkpoint(path), 'custom_load': False, 'source': ''}
@@ -167,7 +181,8 @@ class PublishedWeights:
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     """Any published layout of the model's family to ours, in the form that timm's builder wants."""
-    return keep_counters(model.layout.convert(strip_prefixes(state)[0], model).state, model)
+    conversion, own = convert(strip_prefixes(state)[0], model), model.state_dict()
+    return keep_counters({**{name: own[name] for name in conversion.new}, **conversion.state}, model)
 
 
 def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:
@@ -190,6 +205,5 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
         model_cls, variant, pretrained,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'),
-        **kwargs,
+        **{'feature_cfg': dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **kwargs},
     )

@@ -14,14 +14,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerScale, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ..layers import BatchNormNhwc, ResidualDwConv, check_image, check_options
-from ._pretrained import Layout, PublishedWeights, build_model
+from ..layers import BatchNormNhwc, ResidualDwConv, check_options
+from ._pretrained import Layout, build_model
+from ._pyramid import Pyramid, Stage
 
 __all__ = ['SViT']
 
@@ -211,22 +210,6 @@ class Downsample(nn.Module):
         return self
 
 
-class Stage(nn.Module):
-    """Downsample (but for the first stage) and blocks; (B, H, W, C) in and out."""
-
-    def __init__(self, downsample: nn.Module, blocks: list[Block]):
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
-
-
 class Projection(nn.Module):
     """Linear to the classifier's width, batch norm and SiLU after the last stage; (B, H, W, C) -> (B, H, W, C')."""
 
@@ -297,7 +280,7 @@ PUBLISHED = Layout(
 )
 
 
-class SViT(PublishedWeights, nn.Module):
+class SViT(Pyramid):
     """Vision Transformer with super token sampling (https://arxiv.org/abs/2211.11167).
 
     Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).
@@ -313,7 +296,8 @@ class SViT(PublishedWeights, nn.Module):
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layout = PUBLISHED
+    layouts = (PUBLISHED,)
+    final = 'proj'
     exportable_dynamic_size = 'its neighbourhood tables are made for one size'  # read by vitzoo.export
 
     def __init__(
@@ -359,7 +343,7 @@ class SViT(PublishedWeights, nn.Module):
         self.in_chans = in_chans
         self.global_pool = global_pool
         self.drop_rate = drop_rate
-        self.num_features = self.head_hidden_size = projection
+        self.num_features = projection
 
         self.stem = Stem(in_chans, embed_dims[0], **dd)
         drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
@@ -372,8 +356,7 @@ class SViT(PublishedWeights, nn.Module):
             self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
         self.stages = nn.Sequential(*stages)
         self.proj = Projection(embed_dims[-1], projection, **dd)
-        self.head = ClassifierHead(projection, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.build_head(**dd)
         self._init_head()
 
     def _init_head(self):
@@ -381,96 +364,6 @@ class SViT(PublishedWeights, nn.Module):
         if isinstance(self.head.fc, nn.Linear):
             trunc_normal_(self.head.fc.weight, std=.02)
             nn.init.zeros_(self.head.fc.bias)
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:
-        return dict(
-            stem=r'^stem',
-            blocks=r'^stages\.(\d+)' if coarse else [
-                (r'^stages\.(\d+)\.downsample', (0,)),
-                (r'^stages\.(\d+)\.blocks\.(\d+)', None),
-                (r'^proj', (99999,)),
-            ],
-        )
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        return set()
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        check_options(num_classes=num_classes, global_pool=global_pool or '')
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        like = next(self.parameters())
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=self.global_pool, drop_rate=self.drop_rate,
-                                   device=like.device, dtype=like.dtype).train(self.training)
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
-
-    def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Maps after the last block of each stage.
-
-        Args:
-            x: images (B, C, H, W).
-            indices: the last n stages if int, all if None, else these stages.
-            norm: accepted for timm's sake: the final norm belongs to the classifier's projection and fits no stage.
-            stop_early: stop after the last stage asked for.
-            output_fmt: 'NCHW' or 'NHWC'.
-            intermediates_only: return the maps alone, else (final features, maps).
-        """
-        if output_fmt not in ('NCHW', 'NHWC'):
-            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW' or 'NHWC'.")
-        check_image(x, self.in_chans)
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        x = self.stem(x)
-        intermediates = []
-        for i, stage in enumerate(self.stages[:max_index + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in take_indices:
-                intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else x)
-        if intermediates_only:
-            return intermediates
-        if i == len(self.stages) - 1:
-            x = self.proj(x)
-        return x.permute(0, 3, 1, 2), intermediates
-
-    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
-        """Drop what the given stages do not need."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        cut = max_index < len(self.stages) - 1
-        self.stages = self.stages[:max_index + 1]
-        if cut or prune_norm or prune_head:
-            self.proj = nn.Identity()
-            self.num_features = self.feature_info[max_index]['num_chs']
-            self.reset_classifier(0, '')
-        return take_indices
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> (B, projection, ceil(H / 32), ceil(W / 32))."""
-        check_image(x, self.in_chans)
-        return self.proj(self.stages(self.stem(x))).permute(0, 3, 1, 2)
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _cfg(**kwargs) -> dict:

@@ -1,0 +1,150 @@
+"""What timm asks of a model, for all families made of a stem, stages and a head. The families' files hold the computation."""
+import torch
+import torch.nn as nn
+from timm.layers import ClassifierHead
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+
+from ..layers import check_image, check_options
+from ._pretrained import PublishedWeights
+
+
+class Stage(nn.Module):
+    """Downsample (identity for the first stage) and blocks; (B, H, W, C) in and out."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]):
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class Pyramid(PublishedWeights, nn.Module):
+    """Base of the hierarchical families.
+
+    A family's constructor sets `in_chans`, `num_classes`, `global_pool`, `drop_rate`, `num_features`, `feature_info` (`module` is
+    'stages.i'), the modules `stem` (image (B, C, H, W) to map (B, H', W', C')), `stages` (a Sequential) and the one between the last stage
+    and the head, and ends with `build_head()`.
+    """
+    final = 'norm'  # name of the module between the last stage and the head, (B, H, W, C) in and out
+
+    @property
+    def min_input_size(self) -> tuple[int, int]:
+        """The smallest image (H, W)."""
+        return tuple(getattr(self, 'pretrained_cfg', {}).get('min_input_size', (3, 1, 1))[1:])
+
+    def make_head(self, **factory_kwargs) -> nn.Module:
+        """The classifier on the NCHW features: `global_pool` (with `feat_mult`) and `fc`."""
+        return ClassifierHead(
+            self.num_features, self.num_classes, pool_type=self.global_pool, drop_rate=self.drop_rate, **factory_kwargs)
+
+    def build_head(self, device=None, dtype=None) -> None:
+        self.head = self.make_head(device=device, dtype=dtype)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        return dict(
+            stem=r'^stem',
+            blocks=r'^stages\.(\d+)' if coarse else [
+                (r'^stages\.(\d+)\.downsample', (0,)),
+                (r'^stages\.(\d+)\.blocks\.(\d+)', None),
+                (rf'^{self.final}', (99999,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        check_options(num_classes=num_classes, global_pool=global_pool or '')
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        like = next(self.parameters())
+        self.build_head(like.device, like.dtype)
+        self.head.train(self.training)
+
+    def forward_stage(self, stage: nn.Module, x: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """One stage, for families whose stages need more than the map."""
+        return stage(x)
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Maps after the last block of each stage.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n stages if int, all if None, else these stages.
+            norm: accepted for timm's sake: the final norm belongs to the classifier and fits no other stage.
+            stop_early: stop after the last stage asked for.
+            output_fmt: 'NCHW' or 'NHWC'.
+            intermediates_only: return the maps alone, else (final features, maps).
+
+        Raises:
+            ValueError: another format, or an image that `check_image` refuses.
+        """
+        if output_fmt not in ('NCHW', 'NHWC'):
+            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW' or 'NHWC'.")
+        check_image(x, self.in_chans, self.min_input_size)
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        image_size = x.shape[2:]
+        x = self.stem(x)
+        intermediates = []
+        for i, stage in enumerate(self.stages[:max_index + 1] if stop_early else self.stages):
+            x = self.forward_stage(stage, x, image_size)
+            if i in take_indices:
+                intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else x)
+        if intermediates_only:
+            return intermediates
+        if i == len(self.stages) - 1:
+            x = getattr(self, self.final)(x)
+        return x.permute(0, 3, 1, 2), intermediates
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop what the given stages do not need."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        cut = max_index < len(self.stages) - 1
+        self.stages = self.stages[:max_index + 1]
+        if cut or prune_norm or prune_head:
+            setattr(self, self.final, nn.Identity())
+            self.num_features = self.feature_info[max_index]['num_chs']
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> (B, num_features, ceil(H / 32), ceil(W / 32))."""
+        check_image(x, self.in_chans, self.min_input_size)
+        image_size = x.shape[2:]
+        x = self.stem(x)
+        for stage in self.stages:
+            x = self.forward_stage(stage, x, image_size)
+        return getattr(self, self.final)(x).permute(0, 3, 1, 2)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
