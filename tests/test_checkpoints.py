@@ -151,7 +151,7 @@ def test_feature_models_take_classifier_and_dense_files(build, part, source, x):
     model = build()
     report = vitzoo.load_checkpoint(model, state)
     others = {name for name in report.dropped if not name.endswith('fold.weights')}
-    assert others == ({n for n in source.state_dict() if n.startswith(('proj.', 'head.'))} if part == 'classifier' else set())
+    assert others == ({n for n in state if n.startswith(('proj.', 'norm.', 'head.'))} if part == 'classifier' else set())
     assert report.new == []
     for found, want in zip(model(x), source.forward_intermediates(x, intermediates_only=True), strict=True):
         assert torch.equal(found, want)
