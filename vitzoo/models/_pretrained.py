@@ -188,8 +188,12 @@ def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
 def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:
     """timm's `build_model_with_cfg` with our conversion, features by `forward_intermediates`, and clear errors about weights.
 
+    A model class may name options that it has when built for its features alone, as `features_options`.
+
     Raises ValueError if weights are asked for that no program can download.
     """
+    if kwargs.get('features_only'):
+        kwargs = {**getattr(model_cls, 'features_options', {}), **kwargs}
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
