@@ -1,0 +1,494 @@
+"""STViT-DeiT: Making Vision Transformers Efficient from A Token Sparsification View, Chang et al., CVPR 2023, https://arxiv.org/abs/2303.08685
+
+A DeiT that after a third of its layers goes on with 16 semantic tokens instead of 196 image tokens: spatial pooling proposes
+them, two generation layers let them gather what they need from the image tokens, and the rest of the layers is plain attention
+among the 16. (STViT-R, the paper's form for Swin, brings the image tokens back between stages; this one drops them.)
+
+A reconstruction: neither code nor weights of the DeiT form were released (https://github.com/changsn/STViT-R has STViT-R-Swin
+alone). What each part rests on, and what is open, is in the docstring of `STViTDeiT`.
+
+Shapes: B batch, H W image, h w map of patches, N = h * w image tokens, M semantic tokens (one a window), P positions of a window,
+C channels.
+"""
+import math
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import Attention, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint
+from timm.models.vision_transformer import Block, VisionTransformer
+
+from ..layers import check_image, check_options
+from ._pretrained import Conversion, Layout, PublishedWeights, StateDict, build_model
+
+__all__ = ['STViTDeiT']
+
+
+def window_edges(length: int, count: int) -> list[int]:
+    """Where `count` windows begin, and the last one ends, on an axis of `length` positions: as equal as can be, and symmetric.
+
+    14 positions in four windows are 0..2, 3..6, 7..10, 11..13: what remains of four windows of four on the axis padded by one at
+    both ends. With fewer positions than windows some are empty.
+    """
+    def edge(i):  # i * length / count, halves rounded outwards
+        return (2 * i * length + count - 1) // (2 * count)
+    return [edge(i) if 2 * i <= count else length - edge(count - i) for i in range(count + 1)]
+
+
+@lru_cache(maxsize=64)
+def window_tables(h: int, w: int, rows: int, cols: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+    """Windows of one size over an h x w map: their size, the image token at each position, and which positions are padding.
+
+    Returns (window size, int64 (M * P,) with N for padding, float32 (M, P) with -100 for padding and 0 elsewhere).
+    """
+    (size_h, at_h, in_h), (size_w, at_w, in_w) = _axis_table(h, rows), _axis_table(w, cols)
+    inside = in_h[:, None, :, None] & in_w[None, :, None, :]
+    index = np.where(inside, at_h[:, None, :, None] * w + at_w[None, :, None, :], h * w)
+    mask = np.where(inside, np.float32(0), np.float32(-100))
+    return (size_h, size_w), index.reshape(-1), mask.reshape(rows * cols, -1)
+
+
+def _axis_table(length: int, count: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Window size on one axis, position of each element (count, size), and whether it belongs to the window."""
+    edges = window_edges(length, count)
+    size = max(end - start for start, end in zip(edges[:-1], edges[1:], strict=True))
+    at = np.array(edges[:-1])[:, None] + np.arange(size)
+    return size, at, at < np.array(edges[1:])[:, None]
+
+
+@lru_cache(maxsize=64)
+def window_of_position(h: int, w: int, rows: int, cols: int) -> np.ndarray:
+    """The window that each position of an h x w map lies in, int64 (N,)."""
+    row, col = (np.sum(np.arange(length)[:, None] >= np.array(window_edges(length, count)[1:-1], dtype=np.int64), axis=1)
+                for length, count in ((h, rows), (w, cols)))
+    return (row[:, None] * cols + col).reshape(-1)
+
+
+def _table(function, *args: int):
+    # torch.compile traces into the function, and would warn about the cache
+    function = function.__wrapped__ if torch.compiler.is_dynamo_compiling() else function
+    return function(*(int(n) for n in args))
+
+
+@register_notrace_function
+def position_table(pos_embed: torch.Tensor, size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
+    """The table of `grid_size`, resampled if the map has another size."""
+    size = tuple(size)
+    return pos_embed if size == grid_size else resample_abs_pos_embed(pos_embed, list(size), list(grid_size), num_prefix_tokens=0)
+
+
+def weighted_means(windows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """(B, M, P, C) and (B, M, P) -> the mean of each window (B, M, C), weighted with the softmax of its scores."""
+    B, M, P, C = windows.shape
+    return torch.bmm(scores.softmax(-1).reshape(B * M, 1, P), windows.reshape(B * M, P, C)).reshape(B, M, C)
+
+
+class SpatialPool(nn.Module):
+    """One token for each of rows x cols windows: a mean of the window's image tokens, weighted by learned scores; (B, N, C) -> (B, M, C).
+
+    The score looks at 3x3 positions of its own window (zeros beyond it). Positions of padding get no weight, so that where they lie
+    in a window makes no difference.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int], norm_layer: type[nn.Module], device=None, dtype=None):
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
+        self.norm = norm_layer(dim, device=device, dtype=dtype)
+        self.act = nn.GELU()
+        self.score = nn.Linear(dim, 1, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        B, N, C = x.shape
+        (height, width), index, mask = _table(window_tables, *size, *self.grid)
+        index, mask = torch.from_numpy(index).to(x.device), torch.from_numpy(mask).to(x)
+        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, index).reshape(-1, height, width, C)
+        scores = self.conv(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        scores = self.score(self.act(self.norm(scores))).reshape(B, *mask.shape) + mask
+        return weighted_means(windows.reshape(B, *mask.shape, C), scores)
+
+
+class CrossAttention(Attention):
+    """timm's attention with queries (B, M, C) and context (B, N, C) apart; where they are the same, it is timm's."""
+
+    def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        (B, M, C), N = queries.shape, context.shape[1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(queries, weight[:C], None if bias is None else bias[:C])
+        kv = F.linear(context, weight[C:], None if bias is None else bias[C:])
+        q = q.reshape(B, M, self.num_heads, -1).transpose(1, 2)
+        k, v = kv.reshape(B, N, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, M, C)))
+
+
+class CrossBlock(Block):
+    """timm's block with queries and context apart, under the same parameter names; `norm1` serves both."""
+
+    def __init__(self, dim: int, num_heads: int, **kwargs):
+        super().__init__(dim, num_heads, **{**kwargs, 'attn_layer': CrossAttention})
+
+    def gather(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return self.ls1(self.attn(self.norm1(queries), self.norm1(context)))
+
+    def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        x = queries + self.drop_path1(self.gather(queries, context))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+@register_notrace_module
+class Generation(CrossBlock):
+    """Semantic tokens gather from the image tokens. Both are (B, tokens, C); the image tokens stay as they are.
+
+    The first layer pools the tokens it starts from. The second adds the learned global centres G to them and lets them see each
+    other as well; later ones do so without G.
+    """
+
+    def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], place: int, shortcut: bool, residual: str,
+                 norm_layer: type[nn.Module], device=None, dtype=None, **kwargs):
+        super().__init__(dim, num_heads, norm_layer=norm_layer, device=device, dtype=dtype, **kwargs)
+        self.shortcut = shortcut
+        self.residual = residual
+        self.pool = SpatialPool(dim, grid, norm_layer, device, dtype) if place == 0 else None
+        self.centres = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim, device=device, dtype=dtype)) if place == 1 else None
+        if self.centres is not None:
+            trunc_normal_(self.centres, std=.02)
+
+    def forward(self, image: torch.Tensor, tokens: torch.Tensor | None, pooled: torch.Tensor | None,
+                size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image tokens, semantic tokens and the pooled ones they started from -> semantic tokens, pooled tokens."""
+        if self.pool is not None:
+            tokens = pooled = self.pool(image, size)
+            context = image
+        else:
+            context = torch.cat([tokens, image], dim=1)
+        if self.centres is not None:
+            tokens = tokens + self.centres
+        gathered = self.gather(tokens, context)
+        if self.pool is None or self.shortcut:
+            start = pooled if self.centres is not None and self.residual == 'pooled' else tokens
+            gathered = start + self.drop_path1(gathered)
+        return gathered + self.drop_path2(self.ls2(self.mlp(self.norm2(gathered)))), pooled
+
+
+@dataclass(frozen=True)
+class FromDeiT(Layout):
+    """A DeiT as a start: its class token goes, with the row of the position embedding that belongs to it."""
+
+    def convert(self, state: StateDict, model: nn.Module) -> Conversion:
+        if 'dist_token' in state:
+            raise ValueError('This is a distilled DeiT, with a second token and classifier that have no place here. '
+                             'Start from one without distillation (timm: deit_*_patch16_224).')
+        state, dropped = dict(state), []
+        if 'pos_embed' in state:
+            state['pos_embed'], dropped = _positions(state['pos_embed'], model.patch_embed.grid_size)
+        result = super().convert(state, model)
+        result.dropped += dropped
+        return result
+
+
+def _positions(table: torch.Tensor, grid_size: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+    """A published (1, 1 + N, C) table of a square grid to (1, h * w, C), and what was dropped of it."""
+    side = math.isqrt(table.shape[1] - 1)
+    if table.ndim != 3 or side * side != table.shape[1] - 1:
+        return table, []  # no class token in it; its shape is checked with all others
+    return position_table(table[:, 1:], grid_size, (side, side)), ['pos_embed[:, 0]']
+
+
+@dataclass(frozen=True)
+class WithoutRecover(Layout):
+    """Our own classifier as the start of a model with a recover block."""
+
+    def matches(self, state: StateDict) -> bool:
+        return super().matches(state) and not any(name.startswith('recover.') for name in state)
+
+
+DEIT = FromDeiT(
+    marker=r'^cls_token$',
+    rules=((r'^cls_token$', None),),
+    new=r'^blocks\.\d+\.(pool\.|centres$|ls\d\.)|^recover\.',
+)
+OWN_CLASSIFIER = WithoutRecover(marker=r'^blocks\.\d+\.centres$', rules=(), new=r'^recover\.')
+OWN_DENSE = Layout(marker=r'^recover\.', rules=((r'^recover\.', None),))
+
+
+class STViTDeiT(PublishedWeights, VisionTransformer):
+    """DeiT with semantic tokens (https://arxiv.org/abs/2303.08685), reconstructed: its code was never released.
+
+    Takes images of any height and width from 1x1 on; the map has ceil(H / 16) x ceil(W / 16) patches. With S the semantic tokens, X
+    the image tokens after the base layers, MHA pre-norm attention and FFN pre-norm MLP:
+
+        P  = spatial pooling of X
+        S1 = P + MHA(P, X, X),                         S1 <- S1 + FFN(S1)
+        S2 = (S1 + G) + MHA(S1 + G, [S1, X], [S1, X]),  S2 <- S2 + FFN(S2)
+
+    then ordinary layers on S, final norm, mean over the tokens, linear classifier.
+
+    What this rests on:
+
+    - Confirmed by the published operations: 4 base, 2 generation and 6 semantic layers of DeiT, 16 tokens. They give the published
+      1.91 G of the small size, and the ablations' figures for 3 and 4 generation layers and for 3 and 8 base layers.
+    - Second hand, from summaries of the paper: the two equations; G, a learned (16, C) tensor with normal initial values; no class
+      token, mean pooling; no position information on the semantic tokens (of four kinds that were tried none was better).
+    - Said by the authors in their repository's issues: the pooling (issue 4: map padded by 1 to 16x16, cut into 4x4 windows; for each
+      alone depthwise 3x3, LayerNorm, GELU, 1x1 to a score; -100 on padding; softmax; weighted mean), and that G matters here (issue 2).
+    - Unknown, left out: the paper's inter-window offset of the pooled centres (equations 4 and 5).
+    - Unknown, our choice: the epsilon of the norms (1e-6 as in DeiT), the deviation 0.02 of G's initial values, that `norm1` serves
+      queries and context alike (as in the released STViT-R), and the constructor options marked "unknown".
+    - Ours: everything at other sizes than 224. The grid of semantic tokens stays, its windows grow with the map (`window_edges`).
+    - Ours: `recover`, and maps of the semantic layers in general.
+
+    Args:
+        img_size: the size that the position table is made for; it is resampled for others.
+        depth, num_base, num_generation: layers in all, on the image tokens, and for the change to semantic tokens (from 2 on).
+        num_semantic: semantic tokens along height and width, one number for both.
+        shortcut: "P +" in the first equation. Second hand. (The released STViT-R has none in this place.)
+        residual: what the second layer adds its attention to: 'centres', S1 + G as above and in the released STViT-R; or 'pooled', P, as
+            one summary writes. Unknown.
+        init_values: layer scale in generation and semantic layers. Unknown; None (no scale) as in DeiT. (The released STViT-R has 1e-5.)
+        fc_norm: final norm after the mean instead of before it. Unknown; False as in DeiT and the released STViT-R.
+        recover: add a block that makes maps of the semantic layers, X + MHA(X, S, S) and an MLP (the recover layer of STViT-R, one for
+            all of them). Set when built with `features_only`. Without it a position has the token of its pooling window. The classifier
+            does not use it.
+        global_pool: 'avg', 'max', 'avgmax', or '' for none.
+
+    Raises:
+        ValueError: on numbers that do not fit together.
+    """
+    features_options = {'recover': True}
+    exportable_dynamic_size = 'its windows are made for one size'  # read by vitzoo.export
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 224,
+            patch_size: int = 16,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            embed_dim: int = 384,
+            depth: int = 12,
+            num_heads: int = 6,
+            num_base: int = 4,
+            num_generation: int = 2,
+            num_semantic: int | tuple[int, int] = 4,
+            mlp_ratio: float = 4.,
+            qkv_bias: bool = True,
+            shortcut: bool = True,
+            residual: str = 'centres',
+            init_values: float | None = None,
+            fc_norm: bool = False,
+            recover: bool = False,
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        check_options(in_chans, num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        _check_pool(global_pool)
+        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads or mlp_ratio <= 0:
+            raise ValueError(f'embed_dim={embed_dim}, num_heads={num_heads}, mlp_ratio={mlp_ratio}: expected positive numbers, and '
+                             'channels that divide into the heads.')
+        if num_base < 1 or num_generation < 2 or depth < num_base + num_generation:
+            raise ValueError(f'depth={depth}, num_base={num_base}, num_generation={num_generation}: expected at least 1 base and 2 '
+                             'generation layers, and no more of both than layers in all.')
+        grid = to_2tuple(num_semantic)
+        if len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f'num_semantic={num_semantic}: expected a positive number or pair (rows, columns).')
+        if patch_size < 1 or min(to_2tuple(img_size)) < patch_size:
+            raise ValueError(f'img_size={img_size}, patch_size={patch_size}: expected at least one patch.')
+        if residual not in ('centres', 'pooled'):
+            raise ValueError(f"residual={residual!r}: expected 'centres' or 'pooled'.")
+
+        def make_block(depth: int, **kwargs) -> nn.Module:
+            place = depth - num_base
+            if place < 0:
+                return Block(depth=depth, **{**kwargs, 'init_values': None})
+            if place < num_generation:
+                return Generation(grid=grid, place=place, shortcut=shortcut, residual=residual, depth=depth, **kwargs)
+            return Block(depth=depth, **kwargs)
+
+        super().__init__(
+            img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, mlp_ratio, qkv_bias,
+            init_values=init_values, class_token=False, fc_norm=fc_norm, dynamic_img_size=True, dynamic_img_pad=True,
+            drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate, block_fn=make_block, device=device, dtype=dtype)
+        self.grid = grid
+        self.recover = None
+        if recover:
+            self.recover = CrossBlock(
+                embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=type(self.blocks[0].norm1),
+                proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, device=device, dtype=dtype)
+            self.recover.apply(self._init_weights)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        return DEIT, OWN_DENSE if self.recover is None else OWN_CLASSIFIER
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        check_options(num_classes=num_classes)
+        _check_pool(global_pool or '')
+        super().reset_classifier(num_classes, global_pool)
+
+    def embed(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Images (B, C, H, W) -> image tokens (B, N, C) with their positions, size (h, w) of the map."""
+        check_image(x, self.in_chans)
+        x = self.patch_embed(x)
+        size = x.shape[1:3]
+        return self.pos_drop(x.flatten(1, 2) + position_table(self.pos_embed, size, self.patch_embed.grid_size)), size
+
+    def forward_block(self, block: nn.Module, image: torch.Tensor, tokens: torch.Tensor | None, pooled: torch.Tensor | None,
+                      size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """One block on the image tokens, or on the semantic tokens once there are some; returns (image, tokens, pooled)."""
+        run = partial(checkpoint, block) if self.grad_checkpointing else block
+        if isinstance(block, Generation):
+            tokens, pooled = run(image, tokens, pooled, size)
+        elif tokens is None:
+            image = run(image)
+        else:
+            tokens = run(tokens)
+        return image, tokens, pooled
+
+    def to_map(self, image: torch.Tensor, tokens: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
+        """The tokens on the grid of the image tokens, (B, N, C)."""
+        if tokens is None:
+            return image
+        if self.recover is not None:
+            return self.recover(image, tokens)
+        index = _table(window_of_position, *size, *self.grid)
+        return tokens.index_select(1, torch.from_numpy(index).to(tokens.device))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> semantic tokens (B, M, C) after the final norm."""
+        image, size = self.embed(x)
+        tokens = pooled = None
+        for block in self.blocks:
+            image, tokens, pooled = self.forward_block(block, image, tokens, pooled, size)
+        return self.norm(image if tokens is None else tokens)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Maps (B, C, ceil(H / 16), ceil(W / 16)) after the blocks: the image tokens of base layers, those of the others as `recover` says.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n blocks if int, all if None, else these blocks.
+            norm: apply the final norm to the maps.
+            stop_early: stop after the last block asked for.
+            output_fmt: 'NCHW', 'NHWC', or 'NLC'.
+            intermediates_only: return the maps alone, else (final tokens, maps).
+
+        Raises:
+            ValueError: another format, or an image that `check_image` refuses.
+        """
+        if output_fmt not in ('NCHW', 'NHWC', 'NLC'):
+            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW', 'NHWC' or 'NLC'.")
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        image, size = self.embed(x)
+        tokens = pooled = None
+        intermediates = []
+        for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
+            image, tokens, pooled = self.forward_block(block, image, tokens, pooled, size)
+            if i in take_indices:
+                y = self.to_map(image, tokens, size)
+                intermediates.append(self.norm(y) if norm else y)
+        if output_fmt != 'NLC':
+            intermediates = [y.unflatten(1, size) for y in intermediates]
+        if output_fmt == 'NCHW':
+            intermediates = [y.permute(0, 3, 1, 2).contiguous() for y in intermediates]
+        if intermediates_only:
+            return intermediates
+        return self.norm(image if tokens is None else tokens), intermediates
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop what the given blocks do not need."""
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if not any(isinstance(block, Generation) for block in self.blocks):
+            self.recover = None
+        return take_indices
+
+    def get_intermediate_layers(
+            self, x: torch.Tensor, n: int | list[int] = 1, reshape: bool = False, norm: bool = False) -> list[torch.Tensor]:
+        """Maps as `forward_intermediates` gives them, (B, C, h, w) if `reshape`, else (B, N, C)."""
+        return self.forward_intermediates(x, n, norm=norm, output_fmt='NCHW' if reshape else 'NLC', intermediates_only=True)
+
+
+def _check_pool(global_pool: str) -> None:
+    if global_pool not in ('', 'avg', 'max', 'avgmax'):
+        raise ValueError(f"global_pool={global_pool!r}: expected 'avg', 'max', 'avgmax', or '' for none.")
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': None,
+        'crop_pct': 0.9, 'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'patch_embed.proj', 'classifier': 'head', 'license': 'apache-2.0', **kwargs,
+    }
+
+
+def _reconstruction() -> dict:
+    return _cfg(description='a reconstruction; no weights were published', paper_ids='arXiv:2303.08685')
+
+
+default_cfgs = generate_default_cfgs({
+    'stvit_deit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights'),
+    'stvit_deit_tiny.untrained': _reconstruction(),
+    'stvit_deit_small.untrained': _reconstruction(),
+    'stvit_deit_base.untrained': _reconstruction(),
+})
+
+VARIANTS = {
+    'stvit_deit_micro': dict(embed_dim=128, depth=6, num_heads=4, num_base=2),
+    'stvit_deit_tiny': dict(embed_dim=192, depth=12, num_heads=3),
+    'stvit_deit_small': dict(embed_dim=384, depth=12, num_heads=6),
+    'stvit_deit_base': dict(embed_dim=768, depth=12, num_heads=12),
+}
+
+
+def _create_stvit_deit(variant: str, pretrained: bool, **kwargs) -> STViTDeiT:
+    kwargs = {**VARIANTS[variant], **kwargs}
+    quarters = sorted({-(-kwargs['depth'] * k // 4) - 1 for k in (1, 2, 3, 4)})
+    return build_model(STViTDeiT, variant, pretrained, feature_cfg=dict(out_indices=tuple(quarters), feature_cls='getter'), **kwargs)
+
+
+@register_model
+def stvit_deit_micro(pretrained: bool = False, **kwargs) -> STViTDeiT:
+    """Our own, 1.4 M parameters, for tests and tutorials."""
+    return _create_stvit_deit('stvit_deit_micro', pretrained, **kwargs)
+
+
+@register_model
+def stvit_deit_tiny(pretrained: bool = False, **kwargs) -> STViTDeiT:
+    """STViT-DeiT-T, reconstructed: 5.7 M parameters, 0.52 GMACs."""
+    return _create_stvit_deit('stvit_deit_tiny', pretrained, **kwargs)
+
+
+@register_model
+def stvit_deit_small(pretrained: bool = False, **kwargs) -> STViTDeiT:
+    """STViT-DeiT-S, reconstructed: 22 M parameters, 1.91 GMACs."""
+    return _create_stvit_deit('stvit_deit_small', pretrained, **kwargs)
+
+
+@register_model
+def stvit_deit_base(pretrained: bool = False, **kwargs) -> STViTDeiT:
+    """STViT-DeiT-B, reconstructed: 87 M parameters, 7.27 GMACs."""
+    return _create_stvit_deit('stvit_deit_base', pretrained, **kwargs)
