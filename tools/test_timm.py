@@ -33,6 +33,10 @@ NOT_APPLICABLE = {
     'test_model_forward_fx_torchscript': 'torch.jit.script is deprecated; torch.compile and torch.export take the models',
 }
 
+# Models of tokens at one stride. timm tells them from pyramids by a list of name patterns, which ends up in its filters.
+COLUMNAR = ['stvit_deit_*', 'lookupvit_*']
+TIMM_COLUMNAR = 'deit*'  # one of that list
+
 
 def download(folder: Path) -> Path:
     """The source archive of the installed timm."""
@@ -84,8 +88,9 @@ def offer(names: set[str]) -> None:
     """Make `timm.list_models` answer with these models, and let its lists of modules (of those that have intermediates) include ours."""
     list_models = timm.list_models
 
-    def ours(filter='', module='', *args, **kwargs):
-        return [name for name in list_models(filter, '', *args, **kwargs) if name.split('.')[0] in names]
+    def ours(filter='', module='', *args, exclude_filters='', **kwargs):
+        filter, exclude_filters = ([*f, *COLUMNAR] if TIMM_COLUMNAR in f else f for f in (filter, exclude_filters))
+        return [name for name in list_models(filter, '', *args, exclude_filters=exclude_filters, **kwargs) if name.split('.')[0] in names]
 
     timm.list_models = ours
 
