@@ -306,6 +306,9 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
             raise ValueError(f'num_semantic={num_semantic}: expected a positive number or pair (rows, columns).')
         if patch_size < 1 or min(to_2tuple(img_size)) < patch_size:
             raise ValueError(f'img_size={img_size}, patch_size={patch_size}: expected at least one patch.')
+        for name, rate in dict(pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate).items():
+            if not 0 <= rate < 1:
+                raise ValueError(f'{name}={rate}: expected a rate from 0 to below 1.')
         if residual not in ('centres', 'pooled'):
             raise ValueError(f"residual={residual!r}: expected 'centres' or 'pooled'.")
 
