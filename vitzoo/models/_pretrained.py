@@ -22,6 +22,8 @@ KNOWN_LAYOUTS = (
     ('a super-token checkpoint: use svit_small, svit_base or svit_large', r'\.stoken_refine\.|\.attn\.unfold\.weights$'),
     ('a semantic-token checkpoint (STViT-R-Swin): use stvit_small or stvit_base',
      r'^layers\.2\.blocks\.1\.(layer_scale_1|attn\.kv\.weight)$'),
+    ('a DaViT checkpoint: use vz_davit_tiny, vz_davit_small or vz_davit_base', r'^(main_blocks|stages)\.\d\.(\w+\.)*cpe(1|\.0)\.proj\.'),
+    ('the image tower of Florence-2: use vz_davit_base_fl', r'\.(window|channel)_attn\.fn\.'),
     ('a Swin checkpoint: use timm\'s swin_*', r'^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$'),
 )
 
@@ -44,15 +46,18 @@ class Layout:
     values: (pattern of our name, function (tensor, model, our name) -> tensor), for values that are laid out differently.
     constants: (pattern of a published name, value) of entries that were never trained; they are dropped, and must have this value.
     new: pattern of our names that files of this layout do not have (another model's weights as a start); they keep their initial values.
+    absent: pattern that no key has, where layouts share a marker.
     """
     marker: str
     rules: tuple[tuple[str, str | None], ...]
     values: tuple[tuple[str, Callable[[torch.Tensor, nn.Module, str], torch.Tensor]], ...] = ()
     constants: tuple[tuple[str, torch.Tensor], ...] = ()
     new: str | None = None
+    absent: str | None = None
 
     def matches(self, state: StateDict) -> bool:
-        return any(re.search(self.marker, name) for name in state)
+        found = any(re.search(self.marker, name) for name in state)
+        return found and not (self.absent and any(re.search(self.absent, name) for name in state))
 
     def rename(self, name: str) -> str | None:
         for pattern, replacement in self.rules:

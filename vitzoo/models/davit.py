@@ -1,0 +1,482 @@
+"""DaViT: Dual Attention Vision Transformers, Ding et al., ECCV 2022, https://arxiv.org/abs/2204.03645
+
+A four-stage pyramid of two attentions in turn, both of linear cost in the number of pixels: a spatial block attends among
+the positions of a window, a channel block among the channels of a group, whose tokens are whole maps and so see all of the
+image. Published code: https://github.com/dingmyu/davit. Parameters are named as in timm's davit_*, whose files load as they
+are; timm owns those names, hence ours with the prefix vz_.
+
+Shapes: B batch, H W map, N = H * W positions, C channels in g groups (or heads) of d, h w window, M windows.
+"""
+from collections import OrderedDict
+from functools import partial
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
+
+from ..layers import ResidualDwConv, check_options
+from ._pretrained import Layout, build_model
+from ._pyramid import Pyramid, Stage
+
+__all__ = ['DaViT']
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-5)
+
+
+@register_notrace_function
+def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, C) -> (B, M, h * w, C), row by row; zeros at the right and bottom complete the last windows."""
+    B, H, W, C = x.shape
+    h, w = window
+    if H % h or W % w:
+        x = F.pad(x, (0, 0, 0, (w - W % w) % w, 0, (h - H % h) % h))
+        H, W = x.shape[1:3]
+    # rank 4, with whole rows of a window as the last axis
+    return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).reshape(B, -1, h * w, C)
+
+
+@register_notrace_function
+def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """x (B, H, W, C) plus the map that `to_windows` would cut into these windows, less its padding."""
+    B, H, W, C = x.shape
+    h, w = window
+    rows, cols = (H + h - 1) // h, (W + w - 1) // w
+    if H % h or W % w or torch.compiler.is_exporting():
+        y = windows.view(B * rows, cols, h, w * C).transpose(1, 2).reshape(B, rows * h, cols * w, C)
+        return x + y[:, :H, :W]
+    # the sum itself reads the windows in the order of the map, and answers in the memory order of its first operand
+    y = windows.view(B, rows, cols, h, w, C).transpose(2, 3)
+    return (x.unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).view(B, H, W, C)
+
+
+@register_notrace_function
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """Exact GELU of a tensor that nothing else needs: in place in inference, where fresh memory costs more than the function."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return F.gelu(x)
+    return torch.ops.aten.gelu_(x)
+
+
+class ConvPosEnc(nn.Module):
+    """x + depthwise 3x3 (x) on a (B, H, W, C) map, with `act` a GELU on the second term."""
+
+    def __init__(self, dim: int, act: bool = False, device=None, dtype=None):
+        super().__init__()
+        self.act = act
+        if act:
+            self.proj = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
+        else:
+            self.proj = ResidualDwConv(dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.act:
+            return x + F.gelu(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return self.proj(x)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within each window, (B, M, h * w, C) in and out; qkv rows ordered q, k, v, then head.
+
+    There is no mask: padded positions are attended to, with the bias of qkv as their keys and values (as published).
+    """
+
+    def __init__(self, dim: int, num_heads: int, device=None, dtype=None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, M, L, C = x.shape
+        q, k, v = self.qkv(x).view(B * M, L, 3 * C).split(C, dim=2)
+        q, k, v = (t.view(B * M, L, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
+
+
+def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention of channels, (B * g, d, N) and (B * g, N, d) -> (B * g, d, d), each row summing to 1.
+
+    Logits are sums over all positions and reach thousands: they are scaled before they are rounded, for float16's sake.
+    """
+    logits = torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
+    return logits.softmax(2, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None).to(logits.dtype)
+
+
+def channels_first(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Linear layer with its result transposed, (B, N, C) -> (B, C', N)."""
+    return torch.baddbmm(bias[:, None], weight.expand(x.shape[0], -1, -1), x.transpose(1, 2))
+
+
+@register_notrace_module
+class ChannelAttention(nn.Module):
+    """Self-attention of the channels of each group over all positions, (B, H, W, C) in and out; qkv rows as in WindowAttention.
+
+    Paper, equation 4, as published: A = softmax(d^-0.5 k^T v), a d x d map with rows for k and columns for v, and the output is
+    A q^T. In v2 (Florence-2): A = softmax(N^-0.5 q^T k), and the output is A v^T.
+    """
+
+    def __init__(self, dim: int, num_heads: int, v2: bool = False, device=None, dtype=None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.v2 = v2
+        self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        N, g = H * W, self.num_heads
+        scale = (N if self.v2 else C // g) ** -0.5
+        roles = (0, 1, 2) if self.v2 else (1, 2, 0)  # rows of the map, its columns, values
+        x = x.view(B, N, C)
+        # adapters and quantised layers are more than their weight
+        if N > C and type(self.qkv) is type(self.proj) is nn.Linear:
+            return self._forward_merged(x, roles, scale).view(B, H, W, C)
+        qkv = self.qkv(x).view(B, N, 3, g, -1).permute(2, 0, 3, 1, 4).reshape(3, B * g, N, -1)
+        left, right, values = (qkv[i] for i in roles)
+        x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale).transpose(1, 2))
+        return self.proj(x.view(B, g, N, -1).transpose(1, 2).reshape(B, H, W, C))
+
+    def _forward_merged(self, x: torch.Tensor, roles: tuple[int, int, int], scale: float) -> torch.Tensor:
+        """The same, (B, N, C) in and out, for more positions than channels: nothing of size N * C is copied or made in vain.
+
+        Keys come out channels first, and the map is merged with the projection into one matrix (C, C) an image.
+        """
+        B, N, C = x.shape
+        g = self.num_heads
+        weights, biases = self.qkv.weight.view(3, C, C), self.qkv.bias.view(3, C)
+        left, right = (channels_first(x, weights[i], biases[i]).view(B * g, -1, N) for i in roles[:2])
+        A = channel_map(left, right.transpose(1, 2), scale).view(B, g, C // g, -1)
+        merged = torch.matmul(A.transpose(2, 3), self.proj.weight.t().unflatten(0, (g, -1))).view(B, C, C)
+        weight, bias = weights[roles[2]], biases[roles[2]]
+        if (N - C) * C * C < 2 ** 26:  # what merging the values' layer as well would save; it takes three more operators
+            return torch.baddbmm(self.proj.bias, F.linear(x, weight, bias), merged)
+        bias = torch.matmul(bias, merged) + self.proj.bias
+        return torch.baddbmm(bias[:, None], x, torch.matmul(weight.t(), merged))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Position encoding, attention, position encoding, MLP; (B, H, W, C) in and out. Base of the two kinds."""
+
+    def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, cpe_act: bool, drop_path: float, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.cpe1 = ConvPosEnc(dim, cpe_act, **dd)
+        self.norm1 = LayerNorm(dim, **dd)
+        self.attn = attn
+        self.cpe2 = ConvPosEnc(dim, cpe_act, **dd)
+        self.norm2 = LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def add_attention(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop_path(self.attn(self.norm1(x))) + x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.cpe2(self.add_attention(self.cpe1(x)))
+        # the sum takes the memory layout of its first operand: channels last
+        return self.drop_path(self.mlp(self.norm2(x))) + x
+
+
+class SpatialBlock(Block):
+    """Block with attention within windows."""
+
+    def __init__(self, dim: int, num_heads: int, window: tuple[int, int], *args, device=None, dtype=None):
+        super().__init__(dim, WindowAttention(dim, num_heads, device=device, dtype=dtype), *args, device=device, dtype=dtype)
+        self.window = window
+
+    def add_attention(self, x: torch.Tensor) -> torch.Tensor:
+        return add_windows(x, self.drop_path(self.attn(to_windows(self.norm1(x), self.window))), self.window)
+
+
+class ChannelBlock(Block):
+    """Block with attention of channels."""
+
+    def __init__(self, dim: int, num_heads: int, v2: bool, *args, device=None, dtype=None):
+        super().__init__(dim, ChannelAttention(dim, num_heads, v2, device=device, dtype=dtype), *args, device=device, dtype=dtype)
+
+
+@register_notrace_module
+class Downsample(nn.Module):
+    """LayerNorm and convolution of stride 2, (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')."""
+
+    def __init__(self, in_dim: int, dim: int, kernel_size: int, device=None, dtype=None):
+        super().__init__()
+        self.norm = LayerNorm(in_dim, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        H, W = x.shape[1:3]
+        x = self.norm(x)
+        if self.conv.kernel_size == (2, 2) and (H % 2 or W % 2):
+            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))  # after the norm: with zeros, not with its bias
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 4 and LayerNorm, (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
+
+    def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, dim, kernel_size=7, stride=4, padding=3, device=device, dtype=dtype)
+        self.norm = LayerNorm(dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # from here on every map lies channels last in memory; the published padding to a multiple of 4 is within the convolution's own
+        return self.norm(self.conv(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
+
+
+class NormClassifierHead(ClassifierHead):
+    """Pooling, LayerNorm, dropout, linear layer on NCHW features; without pooling and classes nothing at all."""
+
+    def __init__(self, in_features: int, num_classes: int, pool_type: str, drop_rate: float, device=None, dtype=None):
+        super().__init__(in_features, num_classes, pool_type=pool_type, drop_rate=drop_rate, device=device, dtype=dtype)
+        self.norm = LayerNorm(in_features, device=device, dtype=dtype) if num_classes or pool_type else nn.Identity()
+
+    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = self.global_pool(x)
+        if isinstance(self.norm, nn.LayerNorm):
+            x = self.norm(x.unflatten(1, (-1, self.in_features))).flatten(1)  # 'catavgmax' pools to two vectors
+        x = self.drop(x)
+        return x if pre_logits else self.fc(x)
+
+
+# Published layouts differ from ours, which is timm's, in names alone.
+_BLOCKS = (
+    (r'^patch_embeds\.0\.proj\.', 'stem.conv.'),
+    (r'^patch_embeds\.0\.norm\.', 'stem.norm.'),
+    (r'^patch_embeds\.(\d)\.proj\.', r'stages.\1.downsample.conv.'),
+    (r'^patch_embeds\.(\d)\.norm\.', r'stages.\1.downsample.norm.'),
+    (r'^main_blocks\.(\d)\.', r'stages.\1.blocks.'),
+    (r'\.cpe\.0\.', '.cpe1.'),
+    (r'\.cpe\.1\.', '.cpe2.'),
+)
+# dense backbones: no classifier, but norm0 to norm3, which belong to DenseBackbone (RetinaNet's have no norm0)
+DENSE = Layout(
+    marker=r'^main_blocks\.',
+    absent=r'^(norms|head)\.',
+    rules=_BLOCKS,
+    new=r'^head\.norm\.',
+)
+CLASSIFIER = Layout(
+    marker=r'^main_blocks\.',
+    rules=(*_BLOCKS, (r'^norms\.', 'head.norm.'), (r'^head\.(weight|bias)$', r'head.fc.\1')),
+)
+# the image tower of Florence-2, alone or in the whole model
+FLORENCE = Layout(
+    marker=r'\.(window|channel)_attn\.fn\.',
+    rules=(
+        (r'^(?!(vision_tower\.)?(convs|blocks)\.)', None),
+        (r'^vision_tower\.', ''),
+        (r'^convs\.0\.proj\.', 'stem.conv.'),
+        (r'^convs\.0\.norm\.', 'stem.norm.'),
+        (r'^convs\.(\d)\.proj\.', r'stages.\1.downsample.conv.'),
+        (r'^convs\.(\d)\.norm\.', r'stages.\1.downsample.norm.'),
+        (r'^blocks\.(\d)\.', r'stages.\1.blocks.'),
+        (r'\.conv(\d)\.fn\.dw\.', r'.cpe\1.proj.'),
+        (r'\.(window|channel)_attn\.norm\.', '.norm1.'),
+        (r'\.(window|channel)_attn\.fn\.', '.attn.'),
+        (r'\.ffn\.norm\.', '.norm2.'),
+        (r'\.ffn\.fn\.net\.', '.mlp.'),
+    ),
+    new=r'^head\.',
+)
+TIMM = Layout(marker=r'\.cpe1\.proj\.', rules=())
+
+
+class DaViT(Pyramid):
+    """Dual attention vision transformer (https://arxiv.org/abs/2204.03645).
+
+    Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).
+
+    Args:
+        embed_dims: per stage.
+        depths: per stage, in pairs of a spatial and a channel block.
+        num_heads: per stage, of the spatial attention; also the number of channel groups.
+        window_size: of the spatial attention, in positions of a stage's map; (h, w) or one number.
+        down_kernel_size: of the convolutions between stages, 2 or 3 (Florence-2).
+        channel_attn_v2: the channel attention of Florence-2.
+        cpe_act: a GELU in the position encodings (in no published model).
+        named_blocks: call the blocks of a pair spatial_block and channel_block instead of 0 and 1, as timm does for Florence-2.
+        drop_path_rate: of the last block; rates grow block by block, as published (timm's davit_*: pair by pair).
+
+    Raises:
+        ValueError: on numbers that do not fit together.
+    """
+    layouts = (DENSE, CLASSIFIER, FLORENCE, TIMM)
+    dense_norm = partial(LayerNorm2d, eps=1e-5)  # norm0 to norm3 of the published dense backbones, read by vitzoo.dense
+
+    def __init__(
+            self,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            embed_dims: tuple[int, ...] = (96, 192, 384, 768),
+            depths: tuple[int, ...] = (1, 1, 3, 1),
+            num_heads: tuple[int, ...] = (3, 6, 12, 24),
+            window_size: int | tuple[int, int] = 7,
+            mlp_ratio: float = 4.,
+            down_kernel_size: int = 2,
+            channel_attn_v2: bool = False,
+            cpe_act: bool = False,
+            named_blocks: bool = False,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
+        num_stages = len(embed_dims)
+        for name, values in dict(depths=depths, num_heads=num_heads).items():
+            if not isinstance(values, (tuple, list)) or len(values) != num_stages:
+                raise ValueError(f'{name}={values!r}: expected one value per stage, {num_stages} as in embed_dims={tuple(embed_dims)}.')
+        for dim, heads in zip(embed_dims, num_heads, strict=True):
+            if heads < 1 or dim < 1 or dim % heads:
+                raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
+                                 f'{dim} channels must divide into {heads} heads.')
+        window = to_2tuple(window_size)
+        if len(window) != 2 or min(window) < 1:
+            raise ValueError(f'window_size={window_size!r}: expected a positive number or pair (h, w).')
+        if min(depths) < 1:
+            raise ValueError(f'depths={tuple(depths)}: expected at least 1 in every stage.')
+        if down_kernel_size not in (2, 3):
+            raise ValueError(f'down_kernel_size={down_kernel_size!r}: expected 2, or 3 as in Florence-2.')
+        if mlp_ratio <= 0:
+            raise ValueError(f'mlp_ratio={mlp_ratio}: expected a positive number.')
+
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.drop_rate = drop_rate
+        self.num_features = embed_dims[-1]
+
+        self.stem = Stem(in_chans, embed_dims[0], **dd)
+        rates = iter(calculate_drop_path_rates(drop_path_rate, 2 * sum(depths)))
+        names = ('spatial_block', 'channel_block') if named_blocks else ('0', '1')
+        stages = []
+        self.feature_info = []
+        for i, dim in enumerate(embed_dims):
+            pairs = [nn.Sequential(OrderedDict(zip(names, (
+                SpatialBlock(dim, num_heads[i], window, mlp_ratio, cpe_act, next(rates), **dd),
+                ChannelBlock(dim, num_heads[i], channel_attn_v2, mlp_ratio, cpe_act, next(rates), **dd),
+            ), strict=True))) for _ in range(depths[i])]
+            stages.append(Stage(Downsample(embed_dims[i - 1], dim, down_kernel_size, **dd) if i else nn.Identity(), pairs))
+            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.Identity()  # the final norm acts on the pooled features, in the head
+        self.build_head(**dd)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=.02)
+                nn.init.zeros_(module.bias)
+
+    def make_head(self, **factory_kwargs) -> nn.Module:
+        head = NormClassifierHead(self.num_features, self.num_classes, self.global_pool, self.drop_rate, **factory_kwargs)
+        trained = getattr(getattr(self, 'head', None), 'norm', None)
+        if type(trained) is type(head.norm) and self.head.in_features == head.in_features:
+            head.norm = trained  # a new classifier on the same features
+        return head
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': 0.95, 'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'stem.conv', 'classifier': 'head.fc', **kwargs,
+    }
+
+
+def _hub(hf_hub_id: str, **kwargs) -> dict:
+    return _cfg(
+        hf_hub_id=hf_hub_id, origin_url='https://github.com/dingmyu/davit', paper_ids='arXiv:2204.03645',
+        license='apache-2.0 (timm\'s conversion; the source is MIT)', **kwargs)
+
+
+default_cfgs = generate_default_cfgs({
+    'vz_davit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
+    'vz_davit_fl_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
+    'vz_davit_tiny.msft_in1k': _hub('timm/davit_tiny.msft_in1k'),
+    'vz_davit_small.msft_in1k': _hub('timm/davit_small.msft_in1k'),
+    'vz_davit_base.msft_in1k': _hub('timm/davit_base.msft_in1k'),
+    'vz_davit_large.untrained': _cfg(
+        input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=0.9, description='weights were announced and never released'),
+    'vz_davit_base_fl.msft_florence2': _cfg(
+        hf_hub_id='microsoft/Florence-2-base', input_size=(3, 768, 768), pool_size=(24, 24), license='mit',
+        description='image tower without a classifier: `head` stays as it was initialised'),
+})
+
+_BASE = dict(embed_dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32))
+_MICRO = dict(embed_dims=(32, 64, 96, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 5))
+_FLORENCE = dict(window_size=12, down_kernel_size=3, channel_attn_v2=True, named_blocks=True)
+VARIANTS = {
+    'vz_davit_micro': _MICRO,
+    'vz_davit_fl_micro': dict(embed_dims=(16, 48, 96, 160), depths=(1, 1, 1, 1), num_heads=(1, 3, 6, 10), **_FLORENCE),
+    'vz_davit_tiny': dict(embed_dims=(96, 192, 384, 768), depths=(1, 1, 3, 1), num_heads=(3, 6, 12, 24)),
+    'vz_davit_small': dict(embed_dims=(96, 192, 384, 768), depths=(1, 1, 9, 1), num_heads=(3, 6, 12, 24)),
+    'vz_davit_base': _BASE,
+    'vz_davit_large': dict(embed_dims=(192, 384, 768, 1536), depths=(1, 1, 9, 1), num_heads=(6, 12, 24, 48), window_size=12),
+    'vz_davit_base_fl': {**_BASE, **_FLORENCE},
+}
+
+
+def _create_davit(variant: str, pretrained: bool, **kwargs) -> DaViT:
+    return build_model(DaViT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
+
+
+@register_model
+def vz_davit_micro(pretrained: bool = False, **kwargs) -> DaViT:
+    """Our own, for tests and tutorials."""
+    return _create_davit('vz_davit_micro', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_fl_micro(pretrained: bool = False, **kwargs) -> DaViT:
+    """Our own with the options of Florence-2, for tests and tutorials."""
+    return _create_davit('vz_davit_fl_micro', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_tiny(pretrained: bool = False, **kwargs) -> DaViT:
+    """DaViT-T: 28.4 M parameters, 4.5 GFLOPs, 82.8 % ImageNet top-1 (paper)."""
+    return _create_davit('vz_davit_tiny', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_small(pretrained: bool = False, **kwargs) -> DaViT:
+    """DaViT-S: 49.7 M parameters, 8.8 GFLOPs, 84.2 % ImageNet top-1 (paper)."""
+    return _create_davit('vz_davit_small', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_base(pretrained: bool = False, **kwargs) -> DaViT:
+    """DaViT-B: 88.0 M parameters, 15.5 GFLOPs, 84.6 % ImageNet top-1 (paper)."""
+    return _create_davit('vz_davit_base', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_large(pretrained: bool = False, **kwargs) -> DaViT:
+    """DaViT-L: 196.8 M parameters, 103 GFLOPs at 384. As published with window 12; `window_size=7` is timm's davit_large."""
+    return _create_davit('vz_davit_large', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_base_fl(pretrained: bool = False, **kwargs) -> DaViT:
+    """Image tower of Florence-2-base: 90.4 M parameters without the classifier, for which no weights exist."""
+    return _create_davit('vz_davit_base_fl', pretrained, **kwargs)
