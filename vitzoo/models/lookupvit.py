@@ -1,0 +1,702 @@
+"""LookupViT: Compressing visual information to a limited number of tokens, Koner et al., ECCV 2024, https://arxiv.org/abs/2407.12753
+
+Two token sets for each image. A few compressed tokens read from the full grid of lookup tokens by cross-attention, pass a plain ViT
+block, and write back through the same attention map, transposed; the many lookup tokens get a narrow MLP alone. Nothing is quadratic
+in the number of lookup tokens, and the number of compressed tokens may change after training.
+
+Built from the paper's description: neither code nor weights were published. What each part rests on, and what is open, is in the
+docstring of `LookupViT`.
+
+Shapes: B batch, H W image, h w map of patches, N = h * w lookup tokens, M compressed tokens, D channels, heads with d channels each.
+"""
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, LayerNorm, Mlp, PatchEmbed, calculate_drop_path_rates, global_pool_nlc, to_2tuple, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_function
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint, named_apply
+from timm.models.vision_transformer import Block as RefineBlock
+
+from ..layers import check_image, check_options
+from ._pretrained import Conversion, Layout, PublishedWeights, StateDict, build_model
+
+__all__ = ['LookupViT']
+
+Size = tuple[int, int]
+
+
+@lru_cache(maxsize=64)
+def resize_matrix(length: int, new_length: int, kernel: str = 'bilinear', antialias: bool = True) -> np.ndarray:
+    """Resampling of one axis as a constant float64 matrix (new_length, length), as `F.interpolate` does it along each axis.
+
+    kernel: 'bilinear', or 'bicubic' (only with antialias).
+    """
+    scale = length / new_length
+    centre = (np.arange(new_length)[:, None] + 0.5) * scale - 0.5
+    if antialias:
+        x = np.abs(np.arange(length) - centre) / max(scale, 1.)
+    else:
+        x = np.abs(np.arange(length) - np.clip(centre, 0, length - 1))
+    if kernel == 'bicubic':
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0.))
+    else:
+        weights = np.maximum(1 - x, 0.)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bilinear', antialias: bool = True) -> torch.Tensor:
+    """Resample the map (B, h * w, D) of one size to another: two matrix products, so that no runtime needs to know how."""
+    if size == new_size:
+        return x
+    B, _, D = x.shape
+    # torch.compile traces into the function, and would warn about the cache
+    matrix = resize_matrix.__wrapped__ if torch.compiler.is_dynamo_compiling() else resize_matrix
+    rows, cols = (torch.from_numpy(matrix(n, m, kernel, antialias)).to(x) for n, m in zip(size, new_size, strict=True))
+    (h, w), (m, n) = size, new_size
+    x = torch.bmm(rows.expand(B, m, h), x.reshape(B, h, w * D))
+    x = torch.bmm(cols.expand(B * m, n, w), x.reshape(B * m, w, D))
+    return x.reshape(B, m * n, D)
+
+
+def resize_table(table: torch.Tensor, size: Size, new_size: Size, kernel: str) -> torch.Tensor:
+    """A position table (1, h * w, D) for another size, resampled in float32 at least (as timm does)."""
+    if size == new_size:
+        return table
+    precise = table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
+    return resize_tokens(precise, size, new_size, kernel).to(table.dtype)
+
+
+@register_notrace_function
+def pad_to_patches(x: torch.Tensor, patch_size: Size) -> torch.Tensor:
+    """Zeros at the right and bottom up to whole patches."""
+    pad_h, pad_w = -x.shape[2] % patch_size[0], -x.shape[3] % patch_size[1]
+    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+
+
+@register_notrace_function
+def make_tokens(
+        features: torch.Tensor,
+        pos_embed: torch.Tensor,
+        pos_compressed: torch.Tensor,
+        grid_size: Size,
+        table_size: Size,
+        size: Size,
+        antialias: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patch features (B, D, h, w) -> compressed tokens (B, M, D), lookup tokens (B, N, D), each with its own positions.
+
+    grid_size and table_size are those of the two position tables, size that of the compressed map.
+    """
+    h, w = (int(n) for n in features.shape[2:])
+    features = features.flatten(2).transpose(1, 2).contiguous()
+    lookup = features + resize_table(pos_embed, grid_size, (h, w), 'bicubic')
+    compressed = resize_tokens(features, (h, w), size, 'bilinear', antialias)
+    return compressed + resize_table(pos_compressed, table_size, size, 'bilinear'), lookup
+
+
+def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B, T, D) -> (B * heads, T, d); for a single image a view."""
+    B, T, D = x.shape
+    return x.view(B, T, num_heads, D // num_heads).transpose(1, 2).reshape(B * num_heads, T, D // num_heads)
+
+
+def merge_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B * heads, T, d) -> (B, T, D)."""
+    T, d = x.shape[1:]
+    return x.view(-1, num_heads, T, d).transpose(1, 2).reshape(-1, T, num_heads * d)
+
+
+class Gather(nn.Module):
+    """Compressed tokens look up: cross-attention from C (B, M, D) to L (B, N, D).
+
+    Returns what C gains, (B, M, D), and the attention map (B, heads, M, N), whose rows sum to 1.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, qk_norm: bool, pre_norm: bool, out_proj: bool, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.reorder = False
+        self.norm = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
+        self.norm_lookup = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
+        # separate, since the norm of the keys would first copy them out of a joint projection
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.k = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.q_norm = LayerNorm(dim, **dd) if qk_norm else nn.Identity()
+        self.k_norm = LayerNorm(dim, **dd) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, **dd) if out_proj else nn.Identity()
+
+    def forward(self, compressed: torch.Tensor, lookup: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (B, M, D), N = compressed.shape, lookup.shape[1]
+        lookup = self.norm_lookup(lookup)
+        q = self.q_norm(self.q(self.norm(compressed)))
+        q = split_heads(q if self.scale == 1 else q * self.scale, self.num_heads)
+        k = split_heads(self.k_norm(self.k(lookup)), self.num_heads)
+        attention = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
+        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M:
+            gathered = self._gather_then_project(attention.view(B, self.num_heads * M, N), lookup)
+        else:
+            gathered = torch.bmm(attention, split_heads(self.v(lookup), self.num_heads))
+        return self.proj(merge_heads(gathered, self.num_heads)), attention.view(B, self.num_heads, M, N)
+
+    def _gather_then_project(self, attention: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
+        """A (L Wv) as (A L) Wv: the value projection acts on M tokens a head instead of all N; (B * heads, M, d)."""
+        B, D = lookup.shape[0], lookup.shape[2]
+        x = torch.bmm(attention, lookup).view(B, self.num_heads, -1, D).transpose(0, 1).reshape(self.num_heads, -1, D)
+        x = torch.bmm(x, self.v.weight.view(self.num_heads, -1, D).transpose(1, 2))  # (heads, B * M, d)
+        if self.v.bias is not None:  # rows of the attention sum to 1
+            x = x + self.v.bias.view(self.num_heads, 1, -1)
+        return x.view(self.num_heads, B, -1, x.shape[-1]).transpose(0, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """Fold the scale into what makes the queries, and let products associate in the cheaper order (inference only)."""
+        if self.scale != 1:
+            source = self.q_norm if isinstance(self.q_norm, LayerNorm) else self.q
+            for parameter in source.parameters():
+                parameter *= self.scale
+            self.scale = 1
+        self.reorder = True
+        return self
+
+
+class Infuse(nn.Module):
+    """Lookup tokens take back: what L (B, N, D) gains from C (B, M, D) through the attention map of `Gather`.
+
+    The map is transposed and not normalised again: its columns sum to M / N on average, so that the update is small by construction.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, qk_norm: bool, pre_norm: bool, out_proj: bool, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.reorder = False
+        self.norm = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
+        self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.v_norm = LayerNorm(dim, **dd) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, **dd) if out_proj else nn.Identity()
+
+    def forward(self, compressed: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        (B, M, D), N = compressed.shape, attention.shape[3]
+        v = self.v_norm(self.v(self.norm(compressed)))
+        has_proj = isinstance(self.proj, nn.Linear)
+        if self.reorder and has_proj and self.num_heads * N * M + M * D < N * D + N * M:
+            return self._project_then_spread(v, attention.view(B, self.num_heads * M, N))
+        spread = torch.bmm(attention.view(-1, M, N).transpose(1, 2), split_heads(v, self.num_heads))
+        return self.proj(merge_heads(spread, self.num_heads))
+
+    def _project_then_spread(self, v: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """(A^T V) O as A^T (V O): the output projection acts on M tokens a head instead of all N."""
+        B, M, D = v.shape
+        v = v.view(B * M, self.num_heads, -1).transpose(0, 1)
+        weight = self.proj.weight.view(D, self.num_heads, -1).permute(1, 2, 0)  # (heads, d, D)
+        v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).reshape(B, self.num_heads * M, D)
+        return torch.baddbmm(self.proj.bias, attention.transpose(1, 2), v)
+
+    def fuse(self) -> nn.Module:
+        """Let products associate in the cheaper order (inference only)."""
+        self.reorder = True
+        return self
+
+
+class Block(nn.Module):
+    """Gather, refine (a plain ViT block on C), infuse, lookup MLP: C (B, M, D) and L (B, N, D) in and out.
+
+    Without `writes` the block ends after its second step and L passes unchanged.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, lookup_mlp_ratio: float, qkv_bias: bool, qk_norm: bool, pre_norm: bool,
+                 out_proj: bool, drop_path: float, writes: bool, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        cross = dict(dim=dim, num_heads=num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, pre_norm=pre_norm, out_proj=out_proj, **dd)
+        self.writes = writes
+        self.gather = Gather(**cross)
+        self.refine = RefineBlock(dim, num_heads, mlp_ratio, qkv_bias, drop_path=drop_path, **dd)
+        if writes:
+            self.infuse = Infuse(**cross)
+            self.norm = LayerNorm(dim, **dd)
+            self.mlp = Mlp(dim, round(dim * lookup_mlp_ratio), **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, compressed: torch.Tensor, lookup: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gathered, attention = self.gather(compressed, lookup)
+        compressed = self.refine(compressed + self.drop_path(gathered))
+        if self.writes:
+            lookup = lookup + self.drop_path(self.infuse(compressed, attention))
+            lookup = lookup + self.drop_path(self.mlp(self.norm(lookup)))
+        return compressed, lookup
+
+
+@dataclass(frozen=True)
+class FromViT(Layout):
+    """A plain ViT (or DeiT) as a start: its blocks refine, and the projections of the same layer's attention look up."""
+
+    def convert(self, state: StateDict, model: nn.Module) -> Conversion:
+        state, extra, dropped = dict(state), {}, []
+        if 'pos_embed' in state:
+            table, prefix, side = _positions(state['pos_embed'])
+            if prefix:
+                dropped = [f'pos_embed[:, :{prefix}]']
+            if side:
+                state['pos_embed'] = resize_table(table, (side, side), model.grid_size, 'bicubic')
+                extra['pos_compressed'] = resize_table(table, (side, side), model.table_size, 'bilinear')
+        for i in range(len(model.blocks)):
+            for kind in ('weight', 'bias'):
+                qkv = state.get(f'blocks.{i}.attn.qkv.{kind}')
+                if qkv is not None:
+                    extra |= {f'blocks.{i}.gather.{part}.{kind}': x.clone() for part, x in zip('qkv', qkv.chunk(3), strict=True)}
+        result = super().convert(state, model)
+        result.state |= extra
+        result.new = [name for name in result.new if name not in extra]
+        result.dropped += dropped
+        return result
+
+
+def _positions(table: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """A ViT's position table (1, tokens, D) without its first rows, which belong to class tokens; their number; the side of its grid."""
+    side = math.isqrt(table.shape[1]) if table.ndim == 3 else 0
+    prefix = table.shape[1] - side * side if side else 0
+    return (table[:, prefix:], prefix, side) if side else (table, 0, 0)
+
+
+VIT = FromViT(
+    marker=r'^blocks\.0\.attn\.qkv\.weight$',
+    rules=(
+        (r'^(cls_token|norm|fc_norm|head)(\.|$)', None),
+        (r'^(blocks\.\d+)\.(norm1|attn|norm2|mlp)\.', r'\1.refine.\2.'),
+    ),
+    new=r'^(fc_norm|head)(_lookup)?\.|^blocks\.\d+\.(gather\.(proj|q_norm|k_norm|norm|norm_lookup)|infuse|norm|mlp)\.',
+)
+
+
+class LookupViT(PublishedWeights, nn.Module):
+    """LookupViT (https://arxiv.org/abs/2407.12753), built from the paper's description.
+
+    Takes images of any height and width from 1x1 on; lookup tokens are a map of ceil(H / 16) x ceil(W / 16). With F the patch features,
+    C the compressed tokens, L the lookup tokens, LN layer norm and A of every head:
+
+        L = F + pos_embed,  C = resize(F) + pos_compressed
+        in every block:
+          A = softmax(LN(Wq C) LN(Wk L)^T / sqrt(d)),  C <- C + O1 A Wv L             gather
+          C <- C + MHSA(LN C),  C <- C + MLP(LN C)                                     refine
+          L <- L + O2 A^T LN(Wv' C)                                                    infuse
+          L <- L + MLP'(LN L)                                                          lookup MLP
+        logits = (head(LN(mean C)) + head_lookup(LN(mean L))) / 2
+
+    What this rests on (the paper's full text was not at hand when this was written):
+
+    - Read in the paper's abstract: two token sets and their exchange; the number of compressed tokens is free at inference.
+    - Read in summaries of the paper: the four steps of a block; the non-learned resize; that A is used again as it is, transposed;
+      several resolutions in training.
+    - Two or three third-party re-implementations agree: LN after the projections of Q and K and none on V, LN on V' (`qk_norm`); separate
+      position tables; MLP ratios 4 and 1/2; sizes 3, 5, 7 and 10.
+    - From memory of the paper, not read again: bilinear resize of F before positions are added; own V' and O2 of the infusion; one
+      classifier for each token set on its mean, logits averaged, no class token.
+    - Open, our choice: output projections O1 and O2 (`out_proj`), no norm in front of the exchange (`pre_norm`), antialiasing
+      (`antialias`), one `pos_compressed` table for all sizes, plain patch embedding, the exact GELU, LN after pooling, sizes drawn with
+      equal probability.
+    - Ours: other image sizes (`pos_embed` is resampled, bicubic), and using the lookup tokens as feature maps.
+
+    Args:
+        img_size: image size that `pos_embed` is made for.
+        compressed_size: rows and columns of the compressed tokens' grid, one number for both. See `set_compressed_size`.
+        train_sizes: compressed sizes to draw from at every training step, such as (3, 5, 7, 10); None for `compressed_size` alone. In eval
+            mode `compressed_size` counts. See `draw_compressed_size`.
+        mlp_ratio, lookup_mlp_ratio: hidden width of the MLPs of compressed and lookup tokens, as a share of embed_dim.
+        qk_norm: norms on Q, K and V' after their projections.
+        pre_norm: norms on C and L in front of these projections.
+        out_proj: output projections O1 and O2.
+        antialias: of the resize of F.
+        head: 'both'; or 'compressed' for a classifier on the compressed tokens alone, which has neither infusion nor lookup MLP in the last
+            block (nor feature maps of it).
+        zero_init: start with infusion and lookup MLPs that add nothing. For a start from a ViT's weights.
+        global_pool: of each token set, 'avg', 'max', 'avgmax', or '' for none (without classes).
+
+    Raises:
+        ValueError: on numbers that do not fit together.
+    """
+    exportable_dynamic_size = 'its position tables are resampled for one size'  # read by vitzoo.export
+
+    def __init__(
+            self,
+            img_size: int | Size = 224,
+            patch_size: int | Size = 16,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            embed_dim: int = 384,
+            depth: int = 12,
+            num_heads: int = 6,
+            compressed_size: int | Size = 5,
+            train_sizes: Sequence[int | Size] | None = None,
+            mlp_ratio: float = 4.,
+            lookup_mlp_ratio: float = 0.5,
+            qkv_bias: bool = True,
+            qk_norm: bool = True,
+            pre_norm: bool = False,
+            out_proj: bool = True,
+            antialias: bool = True,
+            head: str = 'both',
+            zero_init: bool = False,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        check_options(in_chans, num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        _check_pool(global_pool, num_classes)
+        img_size, patch_size = _size('img_size', img_size), _size('patch_size', patch_size)
+        if min(embed_dim, num_heads) < 1 or embed_dim % num_heads:
+            raise ValueError(f'embed_dim={embed_dim}, num_heads={num_heads}: expected channels that divide into the heads.')
+        if depth < 1:
+            raise ValueError(f'depth={depth}: expected at least 1 block.')
+        if min(mlp_ratio, lookup_mlp_ratio) * embed_dim < 1:
+            raise ValueError(f'mlp_ratio={mlp_ratio}, lookup_mlp_ratio={lookup_mlp_ratio}: expected shares of embed_dim={embed_dim} of at '
+                             'least one channel.')
+        if head not in ('both', 'compressed'):
+            raise ValueError(f"head={head!r}: expected 'both' or 'compressed'.")
+
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
+        self.two_heads = head == 'both'
+        self.antialias = antialias
+        self.grad_checkpointing = False
+        self.separate_logits = False
+        self.set_compressed_size(compressed_size)
+        self.train_sizes = None
+        if train_sizes is not None:
+            if not isinstance(train_sizes, Sequence) or not train_sizes:
+                raise ValueError(f'train_sizes={train_sizes!r}: expected compressed sizes to draw from, or None.')
+            self.train_sizes = tuple(_size('train_sizes', size) for size in train_sizes)
+        self.drawn_size = None
+        self.grid_size = tuple(-(-n // p) for n, p in zip(img_size, patch_size, strict=True))
+        self.table_size = tuple(max(n) for n in zip(self.compressed_size, *(self.train_sizes or ()), strict=True))
+
+        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size), embed_dim, **dd))
+        self.pos_compressed = nn.Parameter(torch.empty(1, math.prod(self.table_size), embed_dim, **dd))
+        self.patch_embed = PatchEmbed(
+            tuple(n * p for n, p in zip(self.grid_size, patch_size, strict=True)), patch_size, in_chans, embed_dim,
+            flatten=False, strict_img_size=False, **dd)
+        self.blocks = nn.Sequential(*(
+            Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, qk_norm, pre_norm, out_proj, rate,
+                  writes=self.two_heads or i < depth - 1, **dd)
+            for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))))
+        self.feature_info = [dict(num_chs=embed_dim, reduction=max(patch_size), module=f'blocks.{i}')
+                             for i, block in enumerate(self.blocks) if block.writes]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.build_head(**dd)
+        self._init_weights(zero_init)
+
+    def _init_weights(self, zero_init: bool) -> None:
+        def init(module: nn.Module, name: str) -> None:
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+        named_apply(init, self)
+        trunc_normal_(self.pos_embed, std=.02)
+        trunc_normal_(self.pos_compressed, std=.02)
+        if zero_init:
+            for block in self.blocks:
+                if block.writes:
+                    last = next(m for m in (block.infuse.proj, block.infuse.v_norm, block.infuse.v) if not isinstance(m, nn.Identity))
+                    for parameter in (*last.parameters(), *block.mlp.fc2.parameters()):
+                        nn.init.zeros_(parameter)
+
+    def build_head(self, device=None, dtype=None) -> None:
+        """A norm and a classifier for each token set that is classified; a norm only where there is something to pool."""
+        for suffix in ('', '_lookup') if self.two_heads else ('',):
+            norm, dd = getattr(self, f'fc_norm{suffix}', None), {'device': device, 'dtype': dtype}
+            if not self.global_pool:
+                norm = nn.Identity()
+            elif not isinstance(norm, LayerNorm):
+                norm = LayerNorm(self.num_features, **dd).train(self.training)
+            head = nn.Linear(self.num_features, self.num_classes, **dd) if self.num_classes else nn.Identity()
+            self.add_module(f'fc_norm{suffix}', norm)
+            self.add_module(f'head{suffix}', head.train(self.training))
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        if self.two_heads:
+            return (VIT,)
+        ends = '|'.join(rf'^blocks\.{i}\.(infuse|norm|mlp)\.' for i, block in enumerate(self.blocks) if not block.writes)
+        rules = ((pattern, None) for pattern in (r'^(fc_norm|head)_lookup\.', ends) if pattern)
+        return VIT, Layout(marker=r'^head_lookup\.', rules=tuple(rules))
+
+    def set_compressed_size(self, size: int | Size) -> None:
+        """Use another number of compressed tokens from now on: rows and columns of their grid, one number for both.
+
+        Raises ValueError unless both are positive.
+        """
+        self.compressed_size = _size('compressed_size', size)
+
+    def draw_compressed_size(self) -> Size:
+        """Draw one of `train_sizes`, which the following training steps use; follows `torch.manual_seed`.
+
+        A training forward draws by itself until this was called once. A compiled model cannot: call this before each step, which compiles
+        one graph a size. So does a program that wants the same size on several devices, or with accumulated gradients.
+
+        Raises ValueError without train_sizes.
+        """
+        if not self.train_sizes:
+            raise ValueError('train_sizes=None: there is nothing to draw from; build the model with train_sizes=(3, 5, 7, 10), say.')
+        self.drawn_size = self._draw()
+        return self.drawn_size
+
+    def _draw(self) -> Size:
+        return self.train_sizes[int(torch.randint(len(self.train_sizes), (), device='cpu'))]
+
+    def _current_size(self) -> Size:
+        if not self.training or not self.train_sizes:
+            return self.compressed_size
+        if self.drawn_size is None and torch.compiler.is_compiling():
+            raise ValueError(f'train_sizes={self.train_sizes}: a compiled model cannot draw from them; call draw_compressed_size() before '
+                             'each training step.')
+        return self.drawn_size or self._draw()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {'pos_embed', 'pos_compressed'}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        return dict(stem=r'^pos_embed|^pos_compressed|^patch_embed', blocks=[(r'^blocks\.(\d+)', None), (r'^fc_norm', (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def set_separate_logits(self, enable: bool = True) -> None:
+        """In training mode answer with the logits of both token sets, (compressed, lookup), for a loss on each.
+
+        Raises ValueError with head='compressed'.
+        """
+        if enable and not self.two_heads:
+            raise ValueError("head='compressed': there are no other logits; build the model with head='both'.")
+        self.separate_logits = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        return (self.head, self.head_lookup) if self.two_heads else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        check_options(num_classes=num_classes)
+        global_pool = self.global_pool if global_pool is None else global_pool
+        _check_pool(global_pool, num_classes)
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        like = self.pos_embed
+        self.build_head(like.device, like.dtype)
+
+    def embed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, C, H, W) -> compressed tokens (B, M, D), lookup tokens (B, N, D)."""
+        check_image(x, self.in_chans)
+        features = self.patch_embed(pad_to_patches(x, self.patch_embed.patch_size))
+        return make_tokens(
+            features, self.pos_embed, self.pos_compressed, self.grid_size, self.table_size, self._current_size(), self.antialias)
+
+    def forward_block(self, block: nn.Module, compressed: torch.Tensor, lookup: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint(block, compressed, lookup)
+        return block(compressed, lookup)
+
+    def join(self, compressed: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
+        """The tokens that the head looks at, (B, M + N, D), compressed ones first; with head='compressed' those alone, (B, M, D)."""
+        return torch.cat([compressed, lookup], dim=1) if self.two_heads else compressed
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            return_prefix_tokens: bool = False,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Lookup tokens after the blocks as maps (B, D, ceil(H / 16), ceil(W / 16)).
+
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n blocks that have maps if int, all of them if None, else these blocks.
+            return_prefix_tokens: pairs of map and compressed tokens (B, M, D) instead of maps.
+            norm: accepted for timm's sake: the final norms act on pooled tokens.
+            stop_early: stop after the last block asked for.
+            output_fmt: 'NCHW', 'NHWC', or 'NLC' for tokens (B, N, D).
+            intermediates_only: return the maps alone, else (final tokens as of `forward_features`, maps).
+
+        Raises:
+            ValueError: another format, or an image that `check_image` refuses.
+        """
+        if output_fmt not in ('NCHW', 'NHWC', 'NLC'):
+            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW', 'NHWC' or 'NLC'.")
+        take_indices, max_index = feature_take_indices(sum(block.writes for block in self.blocks), indices)
+        compressed, lookup = self.embed(x)
+        size = [-(-n // p) for n, p in zip(x.shape[2:], self.patch_embed.patch_size, strict=True)]
+        intermediates = []
+        for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
+            compressed, lookup = self.forward_block(block, compressed, lookup)
+            if i in take_indices:
+                y = lookup if output_fmt == 'NLC' else lookup.unflatten(1, size)
+                y = y.permute(0, 3, 1, 2).contiguous() if output_fmt == 'NCHW' else y
+                intermediates.append((y, compressed) if return_prefix_tokens else y)
+        if intermediates_only:
+            return intermediates
+        return self.join(compressed, lookup), intermediates
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop what the given blocks do not need."""
+        take_indices, max_index = feature_take_indices(sum(block.writes for block in self.blocks), indices)
+        cut = max_index < len(self.blocks) - 1
+        self.blocks = self.blocks[:max_index + 1]
+        if cut or prune_norm or prune_head:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, C, H, W) -> compressed tokens (B, M, D), lookup tokens (B, N, D) after the last block."""
+        compressed, lookup = self.embed(x)
+        for block in self.blocks:
+            compressed, lookup = self.forward_block(block, compressed, lookup)
+        return compressed, lookup
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> tokens (B, M + N, D), compressed ones first; with head='compressed' those alone, (B, M, D)."""
+        return self.join(*self.forward_tokens(x))
+
+    def classify(self, compressed: torch.Tensor, lookup: torch.Tensor, pre_logits: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Pool, normalise and classify each token set; the mean of both logits, or of both normalised pools if `pre_logits`."""
+        results = []
+        sets = [(compressed, self.fc_norm, self.head)]
+        if self.two_heads:
+            sets.append((lookup, self.fc_norm_lookup, self.head_lookup))
+        for tokens, norm, head in sets:
+            pooled = self.head_drop(norm(global_pool_nlc(tokens, self.global_pool, num_prefix_tokens=0)))
+            results.append(pooled if pre_logits else head(pooled))
+        if self.separate_logits and self.training and not pre_logits:
+            return tuple(results)
+        return (results[0] + results[1]) / 2 if self.two_heads else results[0]
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False, num_compressed: int | None = None) -> torch.Tensor:
+        """Tokens of `forward_features` -> logits.
+
+        Args:
+            x: tokens (B, M + N, D).
+            pre_logits: stop in front of the classifiers; the mean over both token sets of the normalised pools (B, D).
+            num_compressed: M, where it is not that of the current size.
+
+        Raises:
+            ValueError: if sizes are drawn, and num_compressed is not given.
+        """
+        if not self.global_pool:
+            return x
+        if num_compressed is None and self.two_heads:
+            if self.training and self.train_sizes and self.drawn_size is None:
+                raise ValueError('num_compressed=None: expected the number of compressed tokens in training mode, where each forward draws '
+                                 'it; or call draw_compressed_size() before.')
+            num_compressed = math.prod(self._current_size())
+        if not self.two_heads:
+            return self.classify(x, x, pre_logits)
+        return self.classify(x[:, :num_compressed], x[:, num_compressed:], pre_logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        compressed, lookup = self.forward_tokens(x)
+        return self.classify(compressed, lookup) if self.global_pool else self.join(compressed, lookup)
+
+
+def _size(name: str, size: int | Size) -> Size:
+    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else to_2tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
+        raise ValueError(f'{name}={size!r}: expected a positive number or pair (rows, columns).')
+    return pair
+
+
+def _check_pool(global_pool: str, num_classes: int) -> None:
+    if global_pool not in ('', 'avg', 'max', 'avgmax'):
+        raise ValueError(f"global_pool={global_pool!r}: expected 'avg', 'max', 'avgmax', or '' for none.")
+    if num_classes and not global_pool:
+        raise ValueError(f"global_pool='' with num_classes={num_classes}: expected pooling in front of a classifier, such as 'avg'.")
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': None,
+        'crop_pct': 0.9, 'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'patch_embed.proj', 'classifier': ('head', 'head_lookup'), 'license': 'apache-2.0', **kwargs,
+    }
+
+
+def _described() -> dict:
+    return _cfg(description='built from the description in the paper; no weights were published', paper_ids='arXiv:2407.12753')
+
+
+default_cfgs = generate_default_cfgs({
+    'lookupvit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights'),
+    'lookupvit_tiny_patch16.untrained': _described(),
+    'lookupvit_small_patch16.untrained': _described(),
+    'lookupvit_base_patch16.untrained': _described(),
+    'lookupvit_large_patch16.untrained': _described(),
+})
+
+VARIANTS = {
+    'lookupvit_micro': dict(embed_dim=128, depth=4, num_heads=2),
+    'lookupvit_tiny_patch16': dict(embed_dim=192, depth=12, num_heads=3),
+    'lookupvit_small_patch16': dict(embed_dim=384, depth=12, num_heads=6),
+    'lookupvit_base_patch16': dict(embed_dim=768, depth=12, num_heads=12),
+    'lookupvit_large_patch16': dict(embed_dim=1024, depth=24, num_heads=16),
+}
+
+
+def _create_lookupvit(variant: str, pretrained: bool, **kwargs) -> LookupViT:
+    kwargs = {**VARIANTS[variant], **kwargs}
+    maps = kwargs['depth'] - (kwargs.get('head') == 'compressed')  # whose last block has none
+    quarters = sorted({-(-maps * k // 4) - 1 for k in (1, 2, 3, 4)})
+    return build_model(LookupViT, variant, pretrained, feature_cfg=dict(out_indices=tuple(quarters), feature_cls='getter'), **kwargs)
+
+
+@register_model
+def lookupvit_micro(pretrained: bool = False, **kwargs) -> LookupViT:
+    """Our own, for tests and tutorials."""
+    return _create_lookupvit('lookupvit_micro', pretrained, **kwargs)
+
+
+@register_model
+def lookupvit_tiny_patch16(pretrained: bool = False, **kwargs) -> LookupViT:
+    """LookupViT on the body of ViT-Ti/16: 9.0 M parameters, 0.58 GMACs (our counts)."""
+    return _create_lookupvit('lookupvit_tiny_patch16', pretrained, **kwargs)
+
+
+@register_model
+def lookupvit_small_patch16(pretrained: bool = False, **kwargs) -> LookupViT:
+    """LookupViT on the body of ViT-S/16: 34.9 M parameters, 2.18 GMACs (our counts)."""
+    return _create_lookupvit('lookupvit_small_patch16', pretrained, **kwargs)
+
+
+@register_model
+def lookupvit_base_patch16(pretrained: bool = False, **kwargs) -> LookupViT:
+    """LookupViT on the body of ViT-B/16: 137.0 M parameters, 8.47 GMACs (our counts)."""
+    return _create_lookupvit('lookupvit_base_patch16', pretrained, **kwargs)
+
+
+@register_model
+def lookupvit_large_patch16(pretrained: bool = False, **kwargs) -> LookupViT:
+    """LookupViT on the body of ViT-L/16: 481.9 M parameters, 29.72 GMACs (our counts)."""
+    return _create_lookupvit('lookupvit_large_patch16', pretrained, **kwargs)
