@@ -24,6 +24,10 @@ KNOWN_LAYOUTS = (
      r'^layers\.2\.blocks\.1\.(layer_scale_1|attn\.kv\.weight)$'),
     ('a DaViT checkpoint: use vz_davit_tiny, vz_davit_small or vz_davit_base', r'^(main_blocks|stages)\.\d\.(\w+\.)*cpe(1|\.0)\.proj\.'),
     ('the image tower of Florence-2: use vz_davit_base_fl', r'\.(window|channel)_attn\.fn\.'),
+    ('a BiFormer checkpoint: use biformer_tiny, biformer_small or biformer_base', r'^stages\.\d\.\d+\.attn\.qkv\.qkv\.'),
+    ('a BiFormer-STL checkpoint: use biformer_stl', r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.qkv\.'),
+    ('a checkpoint of the later BiFormer-STL: use biformer_stl_nchw', r'\.attn\.qkv_linear\.'),
+    ('a BiFormer checkpoint: use biformer_tiny, biformer_small, biformer_base or biformer_stl', r'\.attn\.wo\.'),
     ('a Swin checkpoint: use timm\'s swin_*', r'^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$'),
 )
 

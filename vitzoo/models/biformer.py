@@ -1,0 +1,549 @@
+"""BiFormer: Vision Transformer with Bi-Level Routing Attention, Zhu et al., CVPR 2023, https://arxiv.org/abs/2303.08810
+
+A four-stage pyramid whose early stages attend to a few regions of the image: the map is cut into n_win x n_win regions, each
+region compares its mean query with the mean keys of all and chooses the k best, and its pixels attend to the pixels of those.
+The last stage attends to everything. Published code: https://github.com/rayleizhu/BiFormer, which holds two generations of this
+attention; they are different functions, and weights of one do not work in the other.
+
+Shapes: B batch, H W map, C channels in heads of d, M = rows * cols regions of P = h * w pixels, k chosen regions.
+"""
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..layers import BatchNormNhwc, ResidualDwConv, check_options
+from ._pretrained import Layout, build_model
+from ._pyramid import Pyramid, Stage
+
+__all__ = ['BiFormer']
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+@lru_cache(maxsize=64)
+def region_of_pixel(rows: int, cols: int, h: int, w: int) -> np.ndarray:
+    """Number of the region that each pixel of a (rows * h) x (cols * w) map lies in, int64 (M * P,)."""
+    return (np.arange(rows * h)[:, None] // h * cols + np.arange(cols * w) // w).ravel()
+
+
+@register_notrace_function
+def complete(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """(B, H, W, C) with zeros at the right and bottom, up to multiples of h and w."""
+    H, W = x.shape[1:3]
+    return F.pad(x, (0, 0, 0, -W % w, 0, -H % h)) if H % h or W % w else x
+
+
+def to_regions(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """(B, rows * h, cols * w, C) -> (B * M, P, C), row by row."""
+    B, H, W, C = x.shape
+    h, w = H // rows, W // cols
+    # of rank 4, with a whole row of a region as the last axis
+    return x.reshape(B * rows, h, cols, w * C).transpose(1, 2).reshape(B * rows * cols, h * w, C)
+
+
+def to_map(x: torch.Tensor, rows: int, cols: int, h: int) -> torch.Tensor:
+    """(B * M, P, C) -> (B, rows * h, cols * w, C)."""
+    M, P, C = x.shape
+    return x.reshape(M // cols, cols, h, P // h * C).transpose(1, 2).reshape(M // (rows * cols), rows * h, -1, C)
+
+
+def region_means(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """(B, H, W, C) -> (B, M, C). Regions that reach over the border are means of what is inside."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), (h, w), ceil_mode=True).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def attend_gathered(qkv: torch.Tensor, chosen: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Attention to the pixels of the chosen regions, which are gathered: (B * M, P, 3C), (B, M, k) -> (B * M, heads, P, d).
+
+    Paper, equations 5 and 6. A region is one row of the gather. The scale is that of the whole width, as published.
+    """
+    B, M, topk = chosen.shape
+    P, C = qkv.shape[1], qkv.shape[2] // 3
+    q = qkv[..., :C].unflatten(2, (num_heads, -1)).transpose(1, 2)
+    rows = chosen + torch.arange(0, B * M, M, device=chosen.device)[:, None, None]
+    kv = qkv[..., C:].index_select(0, rows.flatten())
+    k, v = kv.view(B * M, topk * P, 2, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v, scale=C ** -0.5)
+
+
+def attend_masked(qkv: torch.Tensor, chosen: torch.Tensor, region: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """The same as attention among all N pixels, less the pairs that were not chosen: (B, N, 3C), (B, M, k) -> (B, heads, N, d).
+
+    region (N,) is where each pixel lies. More products than `attend_gathered` has, but no copies: faster while N is small.
+    """
+    B, M, _ = chosen.shape
+    C = qkv.shape[2] // 3
+    q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    mask = qkv.new_full((B, M, M), -torch.inf).scatter(2, chosen, 0.)
+    mask = mask.index_select(2, region).index_select(1, region)
+    return F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=C ** -0.5)
+
+
+def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1) -> torch.Tensor:
+    """x (B, H, W, C) plus what attention gave for its regions, (B * M, heads, P, d)."""
+    B, H, W, C = x.shape
+    heads, h, w = y.shape[1], H // rows, W // cols
+    # the sum reads the regions in the order of the map, and takes the memory layout of its first operand
+    y = y.unflatten(2, (h, w)).unflatten(0, (B, rows, cols)).permute(0, 1, 4, 2, 5, 3, 6)
+    return (x.unflatten(3, (heads, -1)).unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).reshape(B, H, W, C)
+
+
+class Router(nn.Module):
+    """Mean queries and keys of the regions, (B, M, 2C) -> the numbers of the k regions that each attends to, (B, M, k), unordered.
+
+    Paper, equations 3 and 4. The affinity is one of whole vectors: heads share the routing. No gradient passes (as published).
+    """
+
+    def __init__(self, topk: int):
+        super().__init__()
+        self.topk = topk
+
+    @torch.no_grad()
+    def forward(self, means: torch.Tensor) -> torch.Tensor:
+        q, k = means.chunk(2, dim=2)
+        return torch.bmm(q, k.transpose(1, 2)).topk(self.topk, sorted=False).indices
+
+
+class Lepe(nn.Conv2d):
+    """Local position encoding: depthwise 5x5 convolution of a (B, H, W, C) map."""
+
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__(dim, dim, kernel_size=5, padding=2, groups=dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@register_notrace_module
+class RoutingAttention(nn.Module):
+    """Bi-level routing attention of a (B, H, W, C) map in n_win x n_win regions, plus a local position encoding of the values.
+
+    A map that does not divide is completed with zeros before the projection, so that queries, keys and values of the padding are the
+    bias. They count in the means of their regions, are attended to, and reach the position encoding (as published). Regions that are
+    all padding tie in the routing; their keys and values are the same, so that it does not matter which of them is chosen.
+    """
+    max_masked = 512  # pixels of a map up to which masking some is faster than gathering the others
+
+    def __init__(self, dim: int, num_heads: int, n_win: int, topk: int, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.n_win = n_win
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.router = Router(topk)
+        self.lepe = Lepe(dim, **dd)
+        self.wo = nn.Linear(dim, dim, **dd)
+
+    def grid(self, H: int, W: int) -> tuple[int, int, int, int]:
+        """Rows and columns of regions, height and width of each."""
+        return self.n_win, self.n_win, (H + self.n_win - 1) // self.n_win, (W + self.n_win - 1) // self.n_win
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        rows, cols, h, w = self.grid(H, W)
+        x = complete(x, rows, cols)
+        if rows * h * cols * w <= self.max_masked:
+            qkv = self.qkv(x)
+            chosen = self.router(region_means(qkv[..., :2 * C].detach(), h, w))
+            y = attend_masked(qkv.flatten(1, 2), chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
+            y = add_attention(self.lepe(qkv[..., 2 * C:]), y)
+        else:
+            qkv = self.qkv(to_regions(x, rows, cols))
+            chosen = self.router(qkv[..., :2 * C].detach().mean(1).unflatten(0, (B, rows * cols)))
+            y = attend_gathered(qkv, chosen, self.num_heads)
+            y = add_attention(self.lepe(to_map(qkv[..., 2 * C:], rows, cols, h)), y, rows, cols)
+        return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
+
+
+@register_notrace_module
+class NchwRoutingAttention(nn.Module):
+    """The later bi-level routing attention, of a (B, H, W, C) map of at least n_win x n_win.
+
+    Regions are of (H // n_win) x (W // n_win) pixels, and as many as it takes: more than n_win a side where that does not divide. Zeros
+    complete the map after the projection: they count in no mean, but padded keys are attended to, with logit 0 and value 0 (as
+    published). Where the sizes divide, this is what `RoutingAttention` does.
+    """
+    max_masked = RoutingAttention.max_masked
+
+    def __init__(self, dim: int, num_heads: int, n_win: int, topk: int, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.n_win = n_win
+        self.qkv_linear = nn.Linear(dim, 3 * dim, **dd)  # names that keep the two generations' files apart
+        self.router = Router(topk)
+        self.lepe = Lepe(dim, **dd)
+        self.output_linear = nn.Linear(dim, dim, **dd)
+
+    def grid(self, H: int, W: int) -> tuple[int, int, int, int]:
+        """Rows and columns of regions, height and width of each."""
+        h, w = H // self.n_win, W // self.n_win
+        return (H + h - 1) // h, (W + w - 1) // w, h, w
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        rows, cols, h, w = self.grid(H, W)
+        qkv = self.qkv_linear(x)
+        chosen = self.router(region_means(qkv[..., :2 * C].detach(), h, w))
+        qkv = complete(qkv, h, w)
+        lepe = self.lepe(qkv[..., 2 * C:])
+        if rows * h * cols * w <= self.max_masked:
+            y = attend_masked(qkv.flatten(1, 2), chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
+            y = add_attention(lepe, y)
+        else:
+            y = attend_gathered(to_regions(qkv, rows, cols), chosen, self.num_heads)
+            y = add_attention(lepe, y, rows, cols)
+        return self.output_linear(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
+
+
+def _regions(rows: int, cols: int, h: int, w: int, device: torch.device) -> torch.Tensor:
+    # torch.compile traces into the function, and would warn about the cache
+    make = region_of_pixel.__wrapped__ if torch.compiler.is_dynamo_compiling() else region_of_pixel
+    return torch.from_numpy(make(int(rows), int(cols), int(h), int(w))).to(device)
+
+
+class Attention(nn.Module):
+    """Attention of all positions of a (B, H, W, C) map in 8 heads, plus a local position encoding.
+
+    The encoding is one of the layer's input (`lepe_of_values=False`) or of the values: the two published generations differ in it.
+    """
+
+    def __init__(self, dim: int, lepe_of_values: bool, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = 8  # of every published width
+        self.lepe_of_values = lepe_of_values
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
+        self.lepe = Lepe(dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(x)
+        q, k, v = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        lepe = self.lepe(qkv.chunk(3, dim=3)[2] if self.lepe_of_values else x)
+        return self.proj(add_attention(lepe, F.scaled_dot_product_attention(q, k, v)))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Convolutional position embedding (but for the Swin layout), attention, MLP; (B, H, W, C) in and out."""
+
+    def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, pos_embed: bool, drop_path: float, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.pos_embed = ResidualDwConv(dim, **dd) if pos_embed else nn.Identity()
+        self.norm1 = LayerNorm(dim, **dd)
+        self.attn = attn
+        self.norm2 = LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pos_embed(x)
+        # the sums take the memory layout of their first operand: channels last
+        x = self.drop_path(self.attn(self.norm1(x))) + x
+        x = self.drop_path(self.mlp(self.norm2(x))) + x
+        return x
+
+
+class ConvNorm(nn.Module):
+    """Strided convolution and batch norm, (B, H, W, C) -> (B, H', W', C').
+
+    A 3x3 convolution pads by 1. Others are patches of `stride` x `stride`; `pad` completes the last ones with zeros.
+    """
+
+    def __init__(self, in_dim: int, dim: int, kernel_size: int = 3, stride: int = 2, pad: bool = False, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.multiple = stride if pad else 1
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding=int(kernel_size == 3), **dd)
+        self.norm = nn.BatchNorm2d(dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = complete(x, self.multiple, self.multiple)
+        return self.norm(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+    def fuse(self) -> nn.Module:
+        """Fold the batch norm into the convolution (inference only)."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+        return self
+
+
+class NormConv(nn.Module):
+    """Batch norm and a convolution of 2x2 patches, (B, H, W, C) -> (B, H', W', C'); `pad` completes the last ones with zeros."""
+
+    def __init__(self, in_dim: int, dim: int, pad: bool, device=None, dtype=None):
+        super().__init__()
+        self.multiple = 2 if pad else 1
+        self.norm = BatchNormNhwc(in_dim, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size=2, stride=2, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = complete(self.norm(x), self.multiple, self.multiple)
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Stem(nn.Sequential):
+    """Image (B, in_chans, H, W) -> (B, H / 4, W / 4, C): two 3x3 convolutions, or patches of 4x4 in the Swin layout."""
+
+    def __init__(self, in_chans: int, dim: int, swin_layout: bool, pad: bool, device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
+        if swin_layout:
+            super().__init__(ConvNorm(in_chans, dim, kernel_size=4, stride=4, pad=pad, **dd))
+        else:
+            super().__init__(ConvNorm(in_chans, dim // 2, **dd), nn.GELU(), ConvNorm(dim // 2, dim, **dd))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # from here on every map lies channels last in memory
+        return super().forward(x.permute(0, 2, 3, 1).contiguous())
+
+
+# Published names -> ours, applied in turn to every name; None drops it.
+_HEAD = ((r'^extra_norms\.(\d)\.', r'norm\1.'), (r'^head\.(?!fc\.)', 'head.fc.'))
+_BLOCKS = (
+    (r'\.attn\.qkv\.qkv\.', '.attn.qkv.'),
+    (r'\.mlp\.0\.', '.mlp.fc1.'),
+    (r'\.mlp\.[23]\.', '.mlp.fc2.'),
+)
+_SWIN_LAYOUT = (
+    (r'^downsample_layers\.0\.0\.', 'stem.0.conv.'),
+    (r'^downsample_layers\.0\.1\.', 'stem.0.norm.'),
+    (r'^downsample_layers\.(\d)\.0\.', r'stages.\1.downsample.norm.'),
+    (r'^downsample_layers\.(\d)\.1\.', r'stages.\1.downsample.conv.'),
+)
+PUBLISHED = Layout(
+    marker=r'^stages\.\d\.\d+\.attn\.qkv\.qkv\.',
+    rules=(
+        (r'^downsample_layers\.0\.0\.', 'stem.0.conv.'),
+        (r'^downsample_layers\.0\.1\.', 'stem.0.norm.'),
+        (r'^downsample_layers\.0\.3\.', 'stem.2.conv.'),
+        (r'^downsample_layers\.0\.4\.', 'stem.2.norm.'),
+        (r'^downsample_layers\.(\d)\.0\.', r'stages.\1.downsample.conv.'),
+        (r'^downsample_layers\.(\d)\.1\.', r'stages.\1.downsample.norm.'),
+        (r'^stages\.(\d)\.(\d+)\.', r'stages.\1.blocks.\2.'),
+        *_BLOCKS, *_HEAD,
+    ),
+)
+STL = Layout(marker=r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.qkv\.', rules=(*_SWIN_LAYOUT, *_BLOCKS, *_HEAD))
+NCHW = Layout(marker=r'\.attn\.qkv_linear\.', rules=(*_SWIN_LAYOUT, *_BLOCKS, *_HEAD))  # has our names as well, and leaves them alone
+OURS = Layout(marker=r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.bias$', rules=())  # before any other family is recognised by its `wo`
+
+
+class BiFormer(Pyramid):
+    """Vision Transformer with bi-level routing attention (https://arxiv.org/abs/2303.08810).
+
+    Takes images of any height and width from 1x1 on (`nchw`: from 16 * n_win on); maps are ceil(H / 4) .. ceil(H / 32).
+
+    Args:
+        embed_dims, depths: per stage.
+        n_win: regions per side of every routed stage's map. Nothing learned depends on it: 7 suits 224x224; the published detectors
+            have 16, the published segmentors 8.
+        topks: regions that each region attends to, per stage; -2 (`nchw`: -1) for attention of all positions, in 8 heads.
+        head_dim: width of a head of the routing attention.
+        auto_pad: complete maps that do not divide, as the published dense code does, and patches of the Swin layout. Without it the
+            model is the published classifier: maps must divide into n_win regions per side, and the Swin layout cuts what is left
+            of the last patch (`nchw`, which pads its regions anyway, takes any size from its minimum on).
+        swin_layout: 4x4 patches, batch norm before 2x2 downsampling, no position embedding.
+        nchw: the later generation of both attentions.
+
+    Raises:
+        ValueError: on numbers that do not fit together, and without `auto_pad` on images that do not divide.
+    """
+    selects = True
+    dense_norm = partial(LayerNorm2d, eps=1e-6)
+    exportable_dynamic_size = 'its regions are laid out for one size'  # read by vitzoo.export
+
+    def __init__(
+            self,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            embed_dims: tuple[int, ...] = (64, 128, 256, 512),
+            depths: tuple[int, ...] = (4, 4, 18, 4),
+            n_win: int = 7,
+            topks: tuple[int, ...] = (1, 4, 16, -2),
+            head_dim: int = 32,
+            mlp_ratio: float = 3.,
+            auto_pad: bool = True,
+            swin_layout: bool = False,
+            nchw: bool = False,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
+        everything = -1 if nchw else -2
+        for name, values in dict(depths=depths, topks=topks).items():
+            if not isinstance(values, (tuple, list)) or len(values) != len(embed_dims):
+                raise ValueError(
+                    f'{name}={values!r}: expected one value per stage, {len(embed_dims)} as in embed_dims={tuple(embed_dims)}.')
+        if not isinstance(n_win, int) or n_win < 1:
+            raise ValueError(f'n_win={n_win!r}: expected a positive number of regions per side, one for all stages.')
+        if any(k != everything and not 1 <= k <= n_win ** 2 for k in topks):
+            raise ValueError(f'topks={tuple(topks)}: expected 1 to n_win ** 2 = {n_win ** 2} regions, or {everything} for all positions.')
+        if min(depths) < 1 or mlp_ratio <= 0 or head_dim < 1:
+            raise ValueError(f'depths={tuple(depths)}, mlp_ratio={mlp_ratio}, head_dim={head_dim}: expected positive numbers.')
+        for dim, k in zip(embed_dims, topks, strict=True):
+            if dim < 1 or dim % (8 if k == everything else head_dim):
+                raise ValueError(f'embed_dims={tuple(embed_dims)}: {dim} channels do not divide into '
+                                 + ('8 heads.' if k == everything else f'heads of head_dim={head_dim}.'))
+
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.drop_rate = drop_rate
+        self.num_features = embed_dims[-1]
+        self.n_win = n_win
+        self.auto_pad = auto_pad
+        self.swin_layout = swin_layout
+        self.nchw = nchw
+        self.routed = tuple(4 * 2 ** i for i, k in enumerate(topks) if k != everything)  # strides of these stages
+
+        def make_attention(dim: int, k: int) -> nn.Module:
+            if k == everything:
+                return Attention(dim, lepe_of_values=nchw, **dd)
+            return (NchwRoutingAttention if nchw else RoutingAttention)(dim, dim // head_dim, n_win, k, **dd)
+
+        self.stem = Stem(in_chans, embed_dims[0], swin_layout, auto_pad, **dd)
+        drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        stages = []
+        self.feature_info = []
+        for i, dim in enumerate(embed_dims):
+            downsample = nn.Identity()
+            if i:
+                downsample = NormConv(embed_dims[i - 1], dim, auto_pad, **dd) if swin_layout else ConvNorm(embed_dims[i - 1], dim, **dd)
+            blocks = [Block(dim, make_attention(dim, topks[i]), mlp_ratio, not swin_layout, rate, **dd) for rate in drop_path[i]]
+            stages.append(Stage(downsample, blocks))
+            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
+        self.stages = nn.Sequential(*stages)
+        self.norm = BatchNormNhwc(embed_dims[-1], **dd)
+        self.build_head(**dd)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for name, module in self.named_modules():
+            # in the later generation all but the classifier were convolutions, and keep torch's default
+            if isinstance(module, nn.Linear) and (not self.nchw or name == 'head.fc'):
+                trunc_normal_(module.weight, std=.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        return (NCHW,) if self.nchw else (STL if self.swin_layout else PUBLISHED, OURS)
+
+    @property
+    def min_input_size(self) -> tuple[int, int]:
+        """The smallest image (H, W): the later generation cannot cut a map into more regions than it has pixels."""
+        return (self.n_win * max(self.routed, default=1),) * 2 if self.nchw else (1, 1)
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': 0.875, 'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'stem.0.conv', 'classifier': 'head.fc', **kwargs,
+    }
+
+
+def _share(filename: str, **kwargs) -> dict:
+    """Published on a share that no program can download from."""
+    return _cfg(
+        origin_url='https://1drv.ms/u/s!AkBbczdRlZvChGsXFqAA-PVnA-R8?e=IPlOCG', notes=(f'file: {filename}',),
+        paper_ids='arXiv:2303.08810', license='mit', **kwargs)
+
+
+default_cfgs = generate_default_cfgs({
+    'biformer_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
+    'biformer_nchw_micro.untrained': _cfg(
+        description='our own, for tests; no weights', license='apache-2.0', min_input_size=(3, 64, 64)),
+    'biformer_tiny.in1k': _share('biformer_tiny_in1k.pth'),
+    'biformer_small.in1k': _share('biformer_small_in1k.pth'),
+    'biformer_base.in1k': _share('biformer_base_in1k.pth'),
+    'biformer_stl.in1k': _share('biformer_stl_in1k.pth'),
+    'biformer_stl_nchw.in1k': _share('biformer_stl_nchw_in1k.pth', min_input_size=(3, 112, 112)),
+})
+
+_STL = dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), mlp_ratio=4., swin_layout=True)
+VARIANTS = {
+    'biformer_micro': dict(embed_dims=(32, 64, 96, 192), depths=(1, 1, 2, 1)),
+    'biformer_nchw_micro': dict(
+        embed_dims=(32, 64, 96, 192), depths=(1, 1, 2, 1), mlp_ratio=3., swin_layout=True, nchw=True, n_win=4, topks=(1, 2, 4, -1)),
+    'biformer_tiny': dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 8, 2)),
+    'biformer_small': dict(embed_dims=(64, 128, 256, 512), depths=(4, 4, 18, 4)),
+    'biformer_base': dict(embed_dims=(96, 192, 384, 768), depths=(4, 4, 18, 4)),
+    'biformer_stl': _STL,
+    'biformer_stl_nchw': dict(**_STL, nchw=True, topks=(1, 4, 16, -1)),
+}
+
+
+def _create_biformer(variant: str, pretrained: bool, **kwargs) -> BiFormer:
+    return build_model(BiFormer, variant, pretrained, **{**VARIANTS[variant], **kwargs})
+
+
+@register_model
+def biformer_micro(pretrained: bool = False, **kwargs) -> BiFormer:
+    """Our own, 1.1 M parameters, for tests and tutorials."""
+    return _create_biformer('biformer_micro', pretrained, **kwargs)
+
+
+@register_model
+def biformer_nchw_micro(pretrained: bool = False, **kwargs) -> BiFormer:
+    """Our own, the later generation with 4x4 regions, for tests."""
+    return _create_biformer('biformer_nchw_micro', pretrained, **kwargs)
+
+
+@register_model
+def biformer_tiny(pretrained: bool = False, **kwargs) -> BiFormer:
+    """BiFormer-T: 13.1 M parameters, 2.2 GFLOPs, 81.4 % ImageNet top-1 (published README)."""
+    return _create_biformer('biformer_tiny', pretrained, **kwargs)
+
+
+@register_model
+def biformer_small(pretrained: bool = False, **kwargs) -> BiFormer:
+    """BiFormer-S: 25.5 M parameters, 4.5 GFLOPs, 83.8 % ImageNet top-1 (published README)."""
+    return _create_biformer('biformer_small', pretrained, **kwargs)
+
+
+@register_model
+def biformer_base(pretrained: bool = False, **kwargs) -> BiFormer:
+    """BiFormer-B: 56.8 M parameters, 9.8 GFLOPs, 84.3 % ImageNet top-1 (published README)."""
+    return _create_biformer('biformer_base', pretrained, **kwargs)
+
+
+@register_model
+def biformer_stl(pretrained: bool = False, **kwargs) -> BiFormer:
+    """BiFormer-STL, in the layout of Swin-T: 28.4 M parameters, 4.6 GFLOPs, 82.7 % ImageNet top-1 (published README)."""
+    return _create_biformer('biformer_stl', pretrained, **kwargs)
+
+
+@register_model
+def biformer_stl_nchw(pretrained: bool = False, **kwargs) -> BiFormer:
+    """BiFormer-STL of the later generation, another function: 28.4 M parameters, 4.6 GFLOPs, 82.7 % top-1 (published README).
+
+    Takes images from 112x112 on.
+    """
+    return _create_biformer('biformer_stl_nchw', pretrained, **kwargs)
