@@ -1,0 +1,746 @@
+"""STViT-R-Swin: Making Vision Transformers Efficient from A Token Sparsification View, Chang et al., CVPR 2023,
+https://arxiv.org/abs/2303.08685 (code: github.com/changsn/STViT-R and github.com/changsn/STViT-R-Object-Detection)
+
+A Swin whose third stage repeats units of six blocks shaped like a dumbbell: a window block on the image tokens, two blocks that
+generate nine semantic tokens a window, two that let the semantic tokens attend to each other, and one that recovers the image tokens
+from them. Deep layers so run on 9 tokens instead of 49, and the stage still ends with the whole map.
+
+Two forms were published on the same weights, and they compute different things. The classifier form is for 224x224 alone: semantic tokens
+start without a residual from a 10x10 patch around their window, then see everything. The dense form (detection) takes any size: context is
+a window with a halo of zero tokens at the borders, partly hidden by a mask. `STViT.form` says which of them runs.
+
+Shapes: B batch, H W map, N = H * W image tokens, M = 9 * windows semantic tokens, T keys, C channels. Image tokens of a stage lie in
+the order of the map, or, where whole windows cover it, window by window; semantic tokens always window by window.
+"""
+import math
+import operator
+from collections.abc import Callable
+from functools import lru_cache, partial, wraps
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, LayerNorm2d, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
+from timm.models._manipulate import checkpoint
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..layers import check_options
+from ._pretrained import Layout, build_model
+from ._pyramid import Pyramid, Stage
+
+__all__ = ['STViT']
+
+WINDOW = 7  # side of a window of image tokens
+GRID = 3  # side of a window of semantic tokens
+SHIFT = WINDOW // 2
+MAP = -1  # the order of the map, where others are named by the shift of their windows
+UNIT = 6  # blocks of a dumbbell unit
+NATIVE = (224, 224)  # the only image size of the classifier form
+
+# Sides of the key windows of the dense form: both generations, in image tokens; recovery, in semantic tokens.
+GENERATE_1, GENERATE_2, RECOVER = 14, 21, 27
+# Side and step of the image patches that the classifier form generates from.
+PATCH, PATCH_STEP = 10, 4
+
+
+# ---- tables that depend on the size alone
+
+def per_size(make: Callable[..., np.ndarray]) -> Callable[..., torch.Tensor]:
+    """Keep the array that `make` returns for the latest sizes, and hand it out as a CPU tensor.
+
+    torch.compile and torch.export do not look inside: for them the table is a constant.
+    """
+    cached = lru_cache(maxsize=64)(make)
+
+    @torch.compiler.allow_in_graph
+    @wraps(make)
+    def table(*sizes):
+        return torch.from_numpy(cached(*sizes))
+    return table
+
+
+def num_windows(H: int, W: int) -> tuple[int, int]:
+    return -(-H // WINDOW), -(-W // WINDOW)
+
+
+def _window_tokens(H: int, W: int, shift: int) -> np.ndarray:
+    rows, cols = num_windows(H, W)
+    r = (np.arange(rows * WINDOW) + shift) % (rows * WINDOW)
+    c = (np.arange(cols * WINDOW) + shift) % (cols * WINDOW)
+    token = np.where((r[:, None] < H) & (c < W), r[:, None] * W + c, H * W)
+    return token.reshape(rows, WINDOW, cols, WINDOW).swapaxes(1, 2).ravel()
+
+
+def _token_places(H: int, W: int, shift: int) -> np.ndarray:
+    tokens = _window_tokens(H, W, shift)
+    return np.argsort(tokens, kind='stable')[:H * W]
+
+
+@per_size
+def window_tokens(H: int, W: int, shift: int) -> np.ndarray:
+    """The token of the map at each place of each window, int64 (windows * 49,); H * W where a window reaches beyond the map.
+
+    Windows of a shifted layout start `shift` rows and columns further and wrap around.
+    """
+    return _window_tokens(H, W, shift)
+
+
+@per_size
+def token_places(H: int, W: int, shift: int) -> np.ndarray:
+    """The place in the windows of each token of the map, int64 (H * W,)."""
+    return _token_places(H, W, shift)
+
+
+@per_size
+def reordering(H: int, W: int, source: int, target: int) -> np.ndarray:
+    """Where each token of the target order is in the source order, int64 (H * W,). H and W are multiples of 7."""
+    tokens = np.arange(H * W) if target == MAP else _window_tokens(H, W, target)
+    return tokens if source == MAP else _token_places(H, W, source)[tokens]
+
+
+@per_size
+def relative_positions() -> np.ndarray:
+    """Row of the bias table for each pair of places of a window, int64 (49 * 49,)."""
+    r, c = np.arange(WINDOW ** 2) // WINDOW, np.arange(WINDOW ** 2) % WINDOW
+    across = 2 * WINDOW - 1
+    return ((r[:, None] - r + WINDOW - 1) * across + c[:, None] - c + WINDOW - 1).ravel()
+
+
+@per_size
+def shift_masks() -> np.ndarray:
+    """The four masks of shifted windows, (4, 1, 49, 49): -100 between tokens that only wrapping brought together.
+
+    Mask 0 is of windows inside, 1 of the last column, 2 of the last row, 3 of the corner.
+    """
+    r, c = np.arange(WINDOW ** 2) // WINDOW, np.arange(WINDOW ** 2) % WINDOW
+    wrapped = np.stack([0 * r, c >= WINDOW - SHIFT, 2 * (r >= WINDOW - SHIFT), 2 * (r >= WINDOW - SHIFT) + (c >= WINDOW - SHIFT)])
+    return np.where(wrapped[:, None, :, None] == wrapped[:, None, None, :], np.float32(0), np.float32(-100))
+
+
+@per_size
+def window_kinds(H: int, W: int) -> np.ndarray:
+    """Which of the shift masks each window takes, int64 (windows,)."""
+    rows, cols = num_windows(H, W)
+    return (2 * (np.arange(rows) == rows - 1)[:, None] + (np.arange(cols) == cols - 1)).ravel()
+
+
+@lru_cache(maxsize=64)
+def halo_keys(H: int, W: int, size: int, pad_mask: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of each window of an HxW map in the dense form: (key (windows, size ** 2), seen (windows, size ** 2)).
+
+    Keys number the context tokens in the order they lie in; the number after the last stands for padding: rows and columns that fill up
+    the windows, and the halo beyond. `seen` says what the mask leaves.
+    """
+    rows, cols = num_windows(H, W)
+    pad_b, pad_r = rows * WINDOW - H, cols * WINDOW - W
+    if size == RECOVER:
+        step, r, c = GRID, np.arange(rows * GRID)[:, None], np.arange(cols * GRID)
+        key = (r // GRID * cols + c // GRID) * GRID ** 2 + r % GRID * GRID + c % GRID
+        padding = key.size
+        real = np.ones(key.shape, bool)
+    else:
+        step, r, c = WINDOW, np.arange(rows * WINDOW)[:, None], np.arange(cols * WINDOW)
+        real, padding = (r < H) & (c < W), H * W
+        number = np.arange(H * W).reshape(H, W) if pad_b or pad_r else _token_places(H, W, 0).reshape(H, W)
+        key = np.full(real.shape, padding)
+        key[:H, :W] = number
+    if pad_mask is None:
+        seen = np.ones(key.shape, bool)
+    elif pad_mask == 'correct':
+        seen = real
+    else:
+        # As published: without padding on an axis, -0 starts at its beginning; with padding on both only the corner is hidden; and for
+        # recovery the padding of the image is counted in semantic tokens.
+        seen = np.ones(key.shape, bool)
+        seen[-pad_b:, -pad_r:] = False
+    left, right = (size - step) // 2, -((step - size) // 2)
+    key = np.pad(key, (left, right), constant_values=padding)
+    seen = np.pad(seen, (left, right), constant_values=pad_mask is None)
+    r = step * np.arange(rows)[:, None] + np.arange(size)
+    c = step * np.arange(cols)[:, None] + np.arange(size)
+    key, seen = (table[r[:, None, :, None], c[None, :, None, :]].reshape(rows * cols, -1) for table in (key, seen))
+    # A window of which nothing is left is not masked at all: the softmax does not see a constant.
+    return key, seen | ~seen.any(1, keepdims=True)
+
+
+@lru_cache(maxsize=64)
+def patch_keys() -> tuple[np.ndarray, np.ndarray]:
+    """The keys of each window in the classifier form, as `halo_keys`: its nine pooled tokens and a patch of image tokens."""
+    H, W = (n // 16 for n in NATIVE)
+    rows, cols = num_windows(H, W)
+    windows, pooled = rows * cols, rows * cols * GRID ** 2
+    r = PATCH_STEP * np.arange(rows)[:, None] + np.arange(PATCH)
+    c = PATCH_STEP * np.arange(cols)[:, None] + np.arange(PATCH)
+    image = _token_places(H, W, 0).reshape(H, W)[r[:, None, :, None], c[None, :, None, :]].reshape(windows, -1)
+    key = np.concatenate([np.arange(pooled).reshape(windows, -1), pooled + image], 1)
+    return key, np.ones(key.shape, bool)
+
+
+def _keys(H: int, W: int, size: int, pad_mask: str | None) -> tuple[np.ndarray, np.ndarray]:
+    return patch_keys() if size == PATCH else halo_keys(H, W, size, pad_mask)
+
+
+@per_size
+def key_weights(H: int, W: int, size: int, pad_mask: str | None, num_keys: int) -> np.ndarray:
+    """log of how often each window sees each key, (windows, T), or (1, T) if all windows see the same.
+
+    Added to the logits, it makes one padding key of many alike, and hides keys that are not seen.
+    """
+    key, seen = _keys(H, W, size, pad_mask)
+    rows = np.arange(len(key))[:, None]
+    count = np.bincount((rows * num_keys + key)[seen], minlength=len(key) * num_keys).reshape(len(key), num_keys)
+    with np.errstate(divide='ignore'):
+        weights = np.log(count)
+    return weights[:1] if (weights == weights[0]).all() else weights
+
+
+@per_size
+def gathered_keys(H: int, W: int, size: int, pad_mask: str | None) -> np.ndarray:
+    """The keys of all windows one after the other, int64 (windows * size ** 2,)."""
+    return _keys(H, W, size, pad_mask)[0].ravel()
+
+
+@per_size
+def gathered_mask(H: int, W: int, size: int, pad_mask: str | None) -> np.ndarray:
+    """0 for the gathered keys that a window sees, -inf for the others, (windows, 1, 1, size ** 2)."""
+    seen = _keys(H, W, size, pad_mask)[1]
+    return np.where(seen, np.float32(0), np.float32(-np.inf))[:, None, None]
+
+
+@per_size
+def query_windows(H: int, W: int, per_window: int) -> np.ndarray:
+    """The window of each semantic token (per_window 9) or image token (49), int64 (M,) or (N,)."""
+    rows, cols = num_windows(H, W)
+    if per_window == WINDOW ** 2 and (H % WINDOW or W % WINDOW):
+        return _token_places(H, W, 0) // per_window
+    return np.arange(rows * cols).repeat(per_window)
+
+
+# ---- attention
+
+def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, groups: int = 1, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Multi-head attention of q (B, Q, C) on kv (B, T, 2C), keys before values.
+
+    Each of `groups` equal runs of queries attends to its own run of keys. mask is added to the logits, broadcast to
+    (B * groups, heads, Q / groups, T / groups).
+    """
+    B, Q, C = q.shape
+    q = q.reshape(B * groups, Q // groups, num_heads, C // num_heads).transpose(1, 2)
+    k, v = kv.reshape(B * groups, -1, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return x.transpose(1, 2).contiguous().view(B, Q, C)
+
+
+def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: int, size: int, pad_mask: str | None) -> torch.Tensor:
+    """Attention of the tokens of each window on the keys around it, size x size of them (see `halo_keys`, `patch_keys`).
+
+    q (B, M, C) are semantic tokens, or image tokens (B, N, C) in recovery.
+    """
+    per_window = WINDOW ** 2 if size == RECOVER else GRID ** 2
+    rows, cols = num_windows(H, W)
+    if kv.shape[1] <= size ** 2 * (1 + 60 / per_window):  # measured: to look at all keys costs less than to gather each window's own
+        weights = key_weights(H, W, size, pad_mask, kv.shape[1]).to(q)
+        if weights.shape[0] > 1:
+            weights = weights.index_select(0, query_windows(H, W, per_window).to(q.device))
+        return attend(q, kv, num_heads, mask=weights[None, None])
+    mask = gathered_mask(H, W, size, pad_mask).to(q).repeat(q.shape[0], 1, 1, 1)
+    kv = kv.index_select(1, gathered_keys(H, W, size, pad_mask).to(q.device))
+    if q.shape[1] == rows * cols * per_window:
+        return attend(q, kv, num_heads, rows * cols, mask)
+    tokens = window_tokens(H, W, 0).clamp(max=H * W - 1)  # whatever padding attends to is cropped
+    q = q.index_select(1, tokens.to(q.device))
+    return attend(q, kv, num_heads, rows * cols, mask).index_select(1, token_places(H, W, 0).to(q.device))
+
+
+def pool_windows(x: torch.Tensor, windows: int) -> torch.Tensor:
+    """Max pooling of each 7x7 window to 3x3 with bins [0, 3), [2, 5), [4, 7): (B, windows * 49, C) -> (B, windows * 9, C)."""
+    B, _, C = x.shape
+    x = x.reshape(B * windows, WINDOW, WINDOW, C).permute(0, 3, 1, 2)
+    return F.max_pool2d(x, kernel_size=3, stride=2).permute(0, 2, 3, 1).reshape(B, windows * GRID ** 2, C)
+
+
+def add_row(x: torch.Tensor) -> torch.Tensor:
+    """A row of zeros behind the tokens: (B, N, C) -> (B, N + 1, C)."""
+    return F.pad(x, (0, 0, 0, 1))
+
+
+class WindowAttention(nn.Module):
+    """Swin's attention within 7x7 windows, with a bias for each relative position.
+
+    Takes normalised tokens (B, N, C) of an HxW map: in the order of the windows if these cover the map, else in the order of the map.
+    Padding is zero after the norm, and is attended to (as in Swin's detection code).
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * WINDOW - 1) ** 2, num_heads, **dd))
+        trunc_normal_(self.relative_position_bias_table, std=.02)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def position_bias(self) -> torch.Tensor:
+        """(1, heads, 49, 49)"""
+        table = self.relative_position_bias_table
+        if table.ndim == 4:  # folded
+            return table
+        return table.t().index_select(1, relative_positions().to(table.device)).view(1, self.num_heads, WINDOW ** 2, WINDOW ** 2)
+
+    def forward(self, x: torch.Tensor, H: int, W: int, shift: int) -> torch.Tensor:
+        B, N, C = x.shape
+        rows, cols = num_windows(H, W)
+        padded = N < rows * cols * WINDOW ** 2
+        if padded:
+            x = self.qkv(add_row(x)).index_select(1, window_tokens(H, W, shift).to(x.device))
+        else:
+            x = self.qkv(x)
+        bias = self.position_bias()
+        if shift:
+            masked = bias + shift_masks().to(bias)
+            bias = masked.index_select(0, window_kinds(H, W).to(x.device).repeat(B))
+        q, k, v = x.reshape(B * rows * cols, WINDOW ** 2, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = x.transpose(1, 2).contiguous().view(B, -1, C)
+        if padded:
+            x = x.index_select(1, token_places(H, W, shift).to(x.device))
+        return self.proj(x)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """Spread the bias table over the pairs of a window (inference only)."""
+        self.relative_position_bias_table = nn.Parameter(self.position_bias().clone(), requires_grad=False)
+        return self
+
+
+class TokenAttention(nn.Module):
+    """Projections of an attention of some tokens on others."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        return self.proj(attend(self.q(x), self.kv(context), self.num_heads))
+
+
+# ---- blocks
+
+class Gelu(nn.GELU):
+    """GELU that writes over its input where no gradient is asked for: at larger batches, fresh memory costs more than the function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        return torch.ops.aten.gelu_(x)
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP on image tokens (B, N, C), see `WindowAttention`."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5, **dd)
+        self.attn = WindowAttention(dim, num_heads, qkv_bias, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=Gelu, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor, H: int, W: int, shift: int) -> torch.Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), H, W, shift))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class SemanticBlock(nn.Module):
+    """Attention of tokens x (B, Q, C) on a context (B, T, C), and MLP, both with layer scale. One norm serves x and the context."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5, **dd)
+        self.attn = TokenAttention(dim, num_heads, qkv_bias, **dd)
+        self.ls1 = LayerScale(dim, 1e-5, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=Gelu, **dd)
+        self.ls2 = LayerScale(dim, 1e-5, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor | None = None, attend: Callable[..., torch.Tensor] = attend,
+                residual: bool = True) -> torch.Tensor:
+        normed = self.norm1(x)
+        y = self.attn(normed, normed if context is None else self.norm1(context), attend)
+        x = self._add(x, y, self.ls1) if residual else self.ls1(y)
+        return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+
+    def _add(self, x: torch.Tensor, y: torch.Tensor, scale: nn.Module) -> torch.Tensor:
+        if isinstance(scale, nn.Identity) or isinstance(self.drop_path, DropPath):
+            return x + self.drop_path(scale(y))
+        return torch.addcmul(x, y, scale.gamma)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """Fold the layer scales into the projections before them (inference only)."""
+        for name, linear in (('ls1', self.attn.proj), ('ls2', self.mlp.fc2)):
+            scale = getattr(self, name)
+            if isinstance(scale, LayerScale):
+                linear.weight *= scale.gamma[:, None]
+                linear.bias *= scale.gamma
+                setattr(self, name, nn.Identity())
+        return self
+
+
+# ---- stages
+
+def reorder(x: torch.Tensor, H: int, W: int, source: int, target: int) -> torch.Tensor:
+    """Tokens (B, H * W, C) from one order to another: `MAP`, or windows with a shift. H and W are multiples of 7."""
+    one_window = (H, W) == (WINDOW, WINDOW) and {source, target} <= {MAP, 0}
+    return x if source == target or one_window else x.index_select(1, reordering(H, W, source, target).to(x.device))
+
+
+def is_classifier(form: str, image_size: tuple[int, int]) -> bool:
+    return form == 'classifier' or form == 'auto' and tuple(image_size) == NATIVE
+
+
+class Form(Stage):
+    """A stage that computes one of the two published forms."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module], form: str):
+        super().__init__(downsample, blocks)
+        self.form = form
+
+    def forward(self, x: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        x = self.downsample(x)
+        B, C = x.shape[0], x.shape[3]
+        H, W = (operator.index(n) for n in x.shape[1:3])  # plain numbers for the tables, also when traced
+        x = self.forward_tokens(x.reshape(B, H * W, C), H, W, is_classifier(self.form, image_size))
+        return x.view(B, H, W, C)
+
+    def _run(self, function: Callable[..., torch.Tensor], *args) -> torch.Tensor:
+        return checkpoint(function, *args) if self.grad_checkpointing and not torch.jit.is_scripting() else function(*args)
+
+
+@register_notrace_module
+class SwinStage(Form):
+    """Blocks of window attention, every second one shifted; (B, H, W, C) in and out."""
+
+    def forward_tokens(self, x: torch.Tensor, H: int, W: int, classifier: bool) -> torch.Tensor:
+        order = MAP
+        for i, block in enumerate(self.blocks):
+            # the classifier form alone does not shift a map of one window
+            shift = 0 if i % 2 == 0 or classifier and min(H, W) <= WINDOW else SHIFT
+            if not (H % WINDOW or W % WINDOW):
+                x, order = reorder(x, H, W, order, shift), shift
+            x = self._run(block, x, H, W, shift)
+        return reorder(x, H, W, order, MAP)
+
+
+@register_notrace_module
+class SemanticStage(Form):
+    """Dumbbell units; (B, H, W, C) in and out."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module], form: str, use_global: bool, shortcut: bool, pad_mask: str | None,
+                 device=None, dtype=None):
+        super().__init__(downsample, blocks, form)
+        self.shortcut = shortcut
+        self.pad_mask = pad_mask
+        self.semantic_token2 = None
+        if use_global:
+            dim = blocks[0].norm1.normalized_shape[0]
+            rows, cols = num_windows(*(n // 16 for n in NATIVE))
+            self.semantic_token2 = nn.Parameter(torch.empty(1, rows * cols * GRID ** 2, dim, device=device, dtype=dtype))
+            trunc_normal_(self.semantic_token2, std=.02)
+
+    def forward_tokens(self, x: torch.Tensor, H: int, W: int, classifier: bool) -> torch.Tensor:
+        order = MAP if H % WINDOW or W % WINDOW else 0
+        x = reorder(x, H, W, MAP, order)
+        for i in range(0, len(self.blocks), UNIT):
+            x = self._run(self._unit, x, i, H, W, classifier)
+        return reorder(x, H, W, order, MAP)
+
+    def _unit(self, x: torch.Tensor, first: int, H: int, W: int, classifier: bool) -> torch.Tensor:
+        """Section 3 of the paper, 'dumbbell unit': image tokens (B, N, C) in and out."""
+        base, generate1, generate2, local, everywhere, recover = (self.blocks[i] for i in range(first, first + UNIT))
+        near = partial(attend_near, H=H, W=W, pad_mask=self.pad_mask)
+        rows, cols = num_windows(H, W)
+        x = base(x, H, W, 0)
+        if classifier:
+            pooled = pool_windows(x, rows * cols)
+            tokens = generate1(pooled, torch.cat([pooled, x], 1), partial(near, size=PATCH), residual=self.shortcut)
+            context = torch.cat([tokens, x], 1)
+            tokens = generate2(tokens + self._centres(rows, cols) if self.semantic_token2 is not None and first == 0 else tokens, context)
+        else:
+            # a padding token is zero before the norm; all of them are one key
+            context = add_row(x)
+            windows = context.index_select(1, window_tokens(H, W, 0).to(x.device)) if H % WINDOW or W % WINDOW else x
+            pooled = pool_windows(windows, rows * cols)
+            tokens = generate1(pooled, context, partial(near, size=GENERATE_1))
+            tokens = generate2(tokens, context, partial(near, size=GENERATE_2))
+        tokens = local(tokens, attend=partial(attend, groups=rows * cols))
+        tokens = everywhere(tokens)
+        if classifier:
+            return recover(x, tokens)
+        return recover(x, add_row(tokens), partial(near, size=RECOVER))
+
+    def _centres(self, rows: int, cols: int) -> torch.Tensor:
+        """The learned tokens, which lie in the order of their grid, window by window."""
+        x = self.semantic_token2
+        return x.view(rows, GRID, cols, GRID, -1).transpose(1, 2).reshape(x.shape)
+
+
+class PatchMerging(nn.Module):
+    """2x2 neighbours to channels, norm, Linear: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C'); odd sides are padded with zeros."""
+
+    def __init__(self, in_dim: int, dim: int, device=None, dtype=None):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_dim, eps=1e-5, device=device, dtype=dtype)
+        self.reduction = nn.Linear(4 * in_dim, dim, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        H, W = x.shape[1:3]
+        if H % 2 or W % 2:
+            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        B, H, W, C = x.shape
+        # the neighbours in the order (0, 0), (1, 0), (0, 1), (1, 1)
+        x = x.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, H // 2, W // 2, 4 * C)
+        return self.reduction(self.norm(x))
+
+
+@register_notrace_module
+class Stem(nn.Sequential):
+    """Two 3x3 convolutions of stride 2 with batch norm and Hardswish; (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), C).
+
+    The image is padded with zeros to multiples of 4 first.
+    """
+
+    def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
+        layers = []
+        for in_dim, out_dim in ((in_chans, dim // 2), (dim // 2, dim)):
+            layers += [nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=2, padding=1, bias=False, device=device, dtype=dtype),
+                       nn.BatchNorm2d(out_dim, device=device, dtype=dtype), nn.Hardswish(inplace=True)]
+        super().__init__(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        H, W = x.shape[2:]
+        if H % 4 or W % 4:
+            x = F.pad(x, (0, -W % 4, 0, -H % 4))
+        return super().forward(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+
+    def fuse(self) -> nn.Module:
+        """Fold the batch norms into the convolutions (inference only)."""
+        for i in (0, 3):
+            if isinstance(self[i + 1], nn.BatchNorm2d):
+                self[i], self[i + 1] = fuse_conv_bn_eval(self[i], self[i + 1]), nn.Identity()
+        return self
+
+
+# ---- model
+
+# Published names -> ours, applied in turn to every name; None drops it.
+RULES = (
+    (r'\.(attn_mask|relative_position_index)$', None),
+    (r'^patch_embed\.proj\.0\.c\.', 'stem.0.'),
+    (r'^patch_embed\.proj\.0\.bn\.', 'stem.1.'),
+    (r'^patch_embed\.proj\.2\.c\.', 'stem.3.'),
+    (r'^patch_embed\.proj\.2\.bn\.', 'stem.4.'),
+    (r'^layers\.0\.downsample\.', 'stages.1.downsample.'),
+    (r'^layers\.1\.downsample\.', 'stages.2.downsample.'),
+    (r'^layers\.2\.downsample\.', 'stages.3.downsample.'),
+    (r'^layers\.', 'stages.'),
+    (r'\.layer_scale_(\d)$', r'.ls\1.gamma'),
+    (r'^head\.', 'head.fc.'),
+)
+PUBLISHED = Layout(marker=r'^patch_embed\.proj\.0\.c\.weight$', rules=RULES)
+
+
+@register_notrace_function
+def check_form(x: torch.Tensor, form: str) -> None:
+    """Raise ValueError if the classifier form is asked for and x is of another size than it can take."""
+    if form == 'classifier' and x.ndim == 4 and tuple(x.shape[2:]) != NATIVE:
+        raise ValueError(f"Image of {x.shape[2]}x{x.shape[3]}: form='classifier' takes {NATIVE[0]}x{NATIVE[1]} alone. "
+                         "Build the model with form='dense' for other sizes, or 'auto' for both.")
+
+
+class STViT(Pyramid):
+    """Swin with semantic tokens and recovery, STViT-R-Swin (https://arxiv.org/abs/2303.08685).
+
+    Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).
+
+    Args:
+        embed_dims, depths, num_heads: per stage. The third stage is made of units of six blocks.
+        form: 'classifier' is the form that the ImageNet weights were trained in, for 224x224 alone; 'dense' the one of the detection
+            weights, for any size; 'auto' the classifier form at exactly 224x224 and the dense one elsewhere.
+        use_global: add learned tokens to the queries of the first unit's second generation (classifier form; no published weights do).
+        shortcut: keep the pooled tokens as residual of the first generation in the classifier form (no published weights do). The dense
+            form always does.
+        pad_mask: what the dense form hides of the padding in the third stage. 'published', which the detection weights were trained with,
+            hides nothing if no padding is needed, only a corner if both axes need it, and in recovery counts the padding of the image in
+            semantic tokens; 'correct' hides all padding and nothing else; None hides nothing.
+
+    Raises:
+        ValueError: on numbers that do not fit together.
+    """
+    layouts = (PUBLISHED,)
+    dense_norm = staticmethod(partial(LayerNorm2d, eps=1e-5))  # read by DenseBackbone
+    features_options = {'form': 'dense'}
+    exportable_dynamic_size = 'its window tables are made for one size'  # read by vitzoo.export
+
+    def __init__(
+            self,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            embed_dims: tuple[int, int, int, int] = (96, 192, 384, 768),
+            depths: tuple[int, int, int, int] = (2, 2, 18, 2),
+            num_heads: tuple[int, int, int, int] = (3, 6, 12, 24),
+            mlp_ratio: float = 4.,
+            qkv_bias: bool = True,
+            form: str = 'auto',
+            use_global: bool = False,
+            shortcut: bool = False,
+            pad_mask: str | None = 'published',
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
+        for name, values in dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads).items():
+            if not isinstance(values, (tuple, list)) or len(values) != 4 or min(values) < 1:
+                raise ValueError(f'{name}={values!r}: expected four positive numbers, one per stage.')
+        for dim, heads in zip(embed_dims, num_heads, strict=True):
+            if dim % heads or dim % 2:
+                raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
+                                 f'{dim} channels must be even and divide into {heads} heads.')
+        if depths[2] % UNIT:
+            raise ValueError(f'depths={tuple(depths)}: the third stage is made of units of {UNIT} blocks, expected a multiple of {UNIT}.')
+        if mlp_ratio <= 0:
+            raise ValueError(f'mlp_ratio={mlp_ratio}: expected a positive number.')
+        if form not in ('auto', 'classifier', 'dense'):
+            raise ValueError(f"form={form!r}: expected 'auto', 'classifier' or 'dense'.")
+        if pad_mask not in ('published', 'correct', None):
+            raise ValueError(f"pad_mask={pad_mask!r}: expected 'published', 'correct' or None.")
+        if use_global and form == 'dense':
+            raise ValueError("use_global=True, form='dense': the learned tokens belong to the classifier form.")
+
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.drop_rate = drop_rate
+        self.num_features = embed_dims[-1]
+        self.form = form
+
+        self.stem = Stem(in_chans, embed_dims[0], **dd)
+        drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        stages = []
+        self.feature_info = []
+        for i, dim in enumerate(embed_dims):
+            downsample = PatchMerging(embed_dims[i - 1], dim, **dd) if i else nn.Identity()
+            blocks = [(SemanticBlock if i == 2 and j % UNIT else SwinBlock)(dim, num_heads[i], mlp_ratio, qkv_bias, rate, **dd)
+                      for j, rate in enumerate(drop_path[i])]
+            stages.append(SemanticStage(downsample, blocks, form, use_global, shortcut, pad_mask, **dd) if i == 2 else
+                          SwinStage(downsample, blocks, form))
+            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.LayerNorm(self.num_features, eps=1e-5, **dd)
+        self.build_head(**dd)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.endswith('relative_position_bias_table')}
+
+    def forward_stage(self, stage: nn.Module, x: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        return stage(x, image_size)
+
+    def forward_intermediates(self, x: torch.Tensor, *args, **kwargs) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Maps after the last block of each stage, see `Pyramid.forward_intermediates`."""
+        check_form(x, self.form)
+        return super().forward_intermediates(x, *args, **kwargs)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> (B, num_features, ceil(H / 32), ceil(W / 32))."""
+        check_form(x, self.form)
+        return super().forward_features(x)
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': 0.875, 'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'stem.0', 'classifier': 'head.fc', **kwargs,
+    }
+
+
+def _hub(filename: str, **kwargs) -> dict:
+    return _cfg(
+        hf_hub_id='csncsn/STViT-R', hf_hub_filename=filename, custom_load='hf',  # our reader: the files are pickles with more than weights
+        origin_url='https://github.com/changsn/STViT-R', paper_ids='arXiv:2303.08685', license='mit', **kwargs)
+
+
+def _coco(size: str) -> dict:
+    return _hub(f'cascade_mask_rcnn_swin_{size}_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco.pth', num_classes=0)
+
+
+default_cfgs = generate_default_cfgs({
+    'stvit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
+    'stvit_tiny.untrained': _cfg(description='no weights were published', paper_ids='arXiv:2303.08685'),
+    'stvit_small.in1k': _hub('STViT-R-Swin-S.pth'),
+    'stvit_small.coco': _coco('small'),
+    'stvit_base.in1k': _hub('STViT-R-Swin-B.pth'),
+    'stvit_base.coco': _coco('base'),
+})
+
+VARIANTS = {
+    'stvit_micro': dict(embed_dims=(32, 64, 96, 128), depths=(2, 2, 6, 2), num_heads=(1, 2, 3, 4)),
+    'stvit_tiny': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    'stvit_small': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    'stvit_base': dict(embed_dims=(128, 256, 512, 1024), depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+}
+
+
+def _create_stvit(variant: str, pretrained: bool, **kwargs) -> STViT:
+    if kwargs.get('features_only'):
+        if kwargs.get('form', 'auto') == 'classifier':
+            raise ValueError("form='classifier', features_only=True: features are of the dense form; leave form out.")
+        kwargs['form'] = 'dense'
+    return build_model(STViT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
+
+
+@register_model
+def stvit_micro(pretrained: bool = False, **kwargs) -> STViT:
+    """Our own, 1.3 M parameters, for tests and tutorials."""
+    return _create_stvit('stvit_micro', pretrained, **kwargs)
+
+
+@register_model
+def stvit_tiny(pretrained: bool = False, **kwargs) -> STViT:
+    """STViT-R-Swin-T: 28.3 M parameters, 3.6 GFLOPs (published configuration, no published weights or accuracy)."""
+    return _create_stvit('stvit_tiny', pretrained, **kwargs)
+
+
+@register_model
+def stvit_small(pretrained: bool = False, **kwargs) -> STViT:
+    """STViT-R-Swin-S: 49.6 M parameters, 5.8 GFLOPs, 82.7 % ImageNet top-1 (published README)."""
+    return _create_stvit('stvit_small', pretrained, **kwargs)
+
+
+@register_model
+def stvit_base(pretrained: bool = False, **kwargs) -> STViT:
+    """STViT-R-Swin-B: 87.8 M parameters, 10.3 GFLOPs, 83.2 % ImageNet top-1 (published README)."""
+    return _create_stvit('stvit_base', pretrained, **kwargs)
