@@ -124,9 +124,8 @@ def test_windows_are_equal_and_symmetric(count):
         edges = window_edges(length, count)
         sizes = [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
         assert len(sizes) == count and edges[0] == 0 and edges[-1] == length
-        assert max(sizes) - min(sizes) <= 1 or length % 2 and count % 2 == 0, sizes
-        assert max(sizes) == -(-length // count) and min(sizes) >= length // count - 1
-        if not (length % 2 and count % 2 == 0):  # a middle position cannot be shared by two middle windows
+        assert min(sizes) >= length // count and max(sizes) == -(-length // count)
+        if length % 2 == 0 or count % 2:  # else two windows meet in the middle position
             assert sizes == sizes[::-1]
 
 
@@ -427,6 +426,11 @@ def test_what_does_not_fit_is_refused(state, message):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_no_weights_were_published():
+    with pytest.raises(ValueError, match='None were published'):
+        timm.create_model('stvit_deit_small', pretrained=True)
+
+
 def test_other_families_files_are_refused():
     with pytest.raises(ValueError, match='super-token'):
         vitzoo.load_checkpoint(timm.create_model(MICRO), {'layers.0.blocks.0.attn.stoken_refine.qkv.weight': torch.zeros(1)})
@@ -503,6 +507,17 @@ def test_position_table_is_timm_s():
         x = torch.randn(1, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(model.embed(x)[0], plain._pos_embed(plain.patch_embed(x)))
+
+
+def test_table_may_be_resampled_once():
+    """timm's `set_input_size`, which spares the resampling in each forward pass (and in an exported graph)."""
+    model = timm.create_model(MICRO).eval()
+    x = torch.randn(1, 3, 80, 136)
+    with torch.no_grad():
+        y = model(x)
+        model.set_input_size((80, 144))
+        assert model.pos_embed.shape == (1, 5 * 9, 128)
+        torch.testing.assert_close(model(x), y)
 
 
 def test_drop_path_grows_over_all_layers():

@@ -32,7 +32,8 @@ __all__ = ['STViTDeiT']
 
 
 def window_edges(length: int, count: int) -> list[int]:
-    """Where `count` windows begin, and the last one ends, on an axis of `length` positions: as equal as can be, and symmetric.
+    """Where `count` windows begin, and the last one ends, on an axis of `length` positions: as equal as can be, and symmetric
+    (but where two windows meet in the middle position).
 
     14 positions in four windows are 0..2, 3..6, 7..10, 11..13: what remains of four windows of four on the axis padded by one at
     both ends. With fewer positions than windows some are empty.
