@@ -79,7 +79,9 @@ def load_checkpoint(
         norms, own_norms = {}, {}
     state = {**keep_counters(conversion.state, target), **norms}
 
-    head = tuple(k for k in own if k.startswith(target.pretrained_cfg['classifier'] + '.'))
+    classifiers = target.pretrained_cfg['classifier']
+    prefixes = tuple(f'{name}.' for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+    head = tuple(k for k in own if k.startswith(prefixes))
     new = conversion.new + [k for k in own_norms if k not in norms]
     if reset_head and any(k not in state or state[k].shape != own[k].shape for k in head):
         new += head

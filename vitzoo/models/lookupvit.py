@@ -62,8 +62,8 @@ def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bi
     matrix = resize_matrix.__wrapped__ if torch.compiler.is_dynamo_compiling() else resize_matrix
     rows, cols = (torch.from_numpy(matrix(n, m, kernel, antialias)).to(x) for n, m in zip(size, new_size, strict=True))
     (h, w), (m, n) = size, new_size
-    x = torch.bmm(rows.expand(B, m, h), x.reshape(B, h, w * D))
-    x = torch.bmm(cols.expand(B * m, n, w), x.reshape(B * m, w, D))
+    x = torch.matmul(rows, x.reshape(B, h, w * D))
+    x = torch.matmul(cols, x.reshape(B * m, w, D))
     return x.reshape(B, m * n, D)
 
 
@@ -104,15 +104,15 @@ def make_tokens(
 
 
 def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """(B, T, D) -> (B * heads, T, d); for a single image a view."""
+    """(B, T, D) -> (B * heads, T, d)."""
     B, T, D = x.shape
-    return x.view(B, T, num_heads, D // num_heads).transpose(1, 2).reshape(B * num_heads, T, D // num_heads)
+    return x.view(B, T, num_heads, D // num_heads).transpose(1, 2).contiguous().view(B * num_heads, T, D // num_heads)
 
 
 def merge_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B * heads, T, d) -> (B, T, D)."""
     T, d = x.shape[1:]
-    return x.view(-1, num_heads, T, d).transpose(1, 2).reshape(-1, T, num_heads * d)
+    return x.view(-1, num_heads, T, d).transpose(1, 2).contiguous().view(-1, T, num_heads * d)
 
 
 class Gather(nn.Module):
@@ -147,26 +147,29 @@ class Gather(nn.Module):
         if self.reorder and self.num_heads * N * M + M * D < N * D + N * M:
             gathered = self._gather_then_project(attention.view(B, self.num_heads * M, N), lookup)
         else:
-            gathered = torch.bmm(attention, split_heads(self.v(lookup), self.num_heads))
-        return self.proj(merge_heads(gathered, self.num_heads)), attention.view(B, self.num_heads, M, N)
+            gathered = merge_heads(torch.bmm(attention, split_heads(self.v(lookup), self.num_heads)), self.num_heads)
+        return self.proj(gathered), attention.view(B, self.num_heads, M, N)
 
     def _gather_then_project(self, attention: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
-        """A (L Wv) as (A L) Wv: the value projection acts on M tokens a head instead of all N; (B * heads, M, d)."""
+        """A (L Wv) as (A L) Wv: the value projection acts on M tokens a head instead of all N; (B, M, D)."""
         B, D = lookup.shape[0], lookup.shape[2]
-        x = torch.bmm(attention, lookup).view(B, self.num_heads, -1, D).transpose(0, 1).reshape(self.num_heads, -1, D)
+        x = torch.bmm(attention, lookup).view(B, self.num_heads, -1, D).transpose(0, 1).contiguous().view(self.num_heads, -1, D)
         x = torch.bmm(x, self.v.weight.view(self.num_heads, -1, D).transpose(1, 2))  # (heads, B * M, d)
         if self.v.bias is not None:  # rows of the attention sum to 1
             x = x + self.v.bias.view(self.num_heads, 1, -1)
-        return x.view(self.num_heads, B, -1, x.shape[-1]).transpose(0, 1).flatten(0, 1)
+        return x.view(self.num_heads, B, -1, x.shape[-1]).permute(1, 2, 0, 3).contiguous().view(B, -1, D)
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """Fold the scale into what makes the queries, and let products associate in the cheaper order (inference only)."""
+        """Fold the scale and the bias of the values into their neighbours, and multiply in the cheaper order (inference only)."""
         if self.scale != 1:
             source = self.q_norm if isinstance(self.q_norm, LayerNorm) else self.q
             for parameter in source.parameters():
                 parameter *= self.scale
             self.scale = 1
+        if isinstance(self.proj, nn.Linear) and self.v.bias is not None:  # rows of the attention sum to 1
+            self.proj.bias += self.proj.weight @ self.v.bias
+            self.v.bias = None
         self.reorder = True
         return self
 
@@ -201,11 +204,11 @@ class Infuse(nn.Module):
         B, M, D = v.shape
         v = v.view(B * M, self.num_heads, -1).transpose(0, 1)
         weight = self.proj.weight.view(D, self.num_heads, -1).permute(1, 2, 0)  # (heads, d, D)
-        v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).reshape(B, self.num_heads * M, D)
+        v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).contiguous().view(B, self.num_heads * M, D)
         return torch.baddbmm(self.proj.bias, attention.transpose(1, 2), v)
 
     def fuse(self) -> nn.Module:
-        """Let products associate in the cheaper order (inference only)."""
+        """Multiply in the cheaper order (inference only)."""
         self.reorder = True
         return self
 
@@ -274,7 +277,7 @@ def _positions(table: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 VIT = FromViT(
     marker=r'^blocks\.0\.attn\.qkv\.weight$',
     rules=(
-        (r'^(cls_token|norm|fc_norm|head)(\.|$)', None),
+        (r'^(cls_token|dist_token|reg_token|norm|fc_norm|head|head_dist)(\.|$)', None),
         (r'^(blocks\.\d+)\.(norm1|attn|norm2|mlp)\.', r'\1.refine.\2.'),
     ),
     new=r'^(fc_norm|head)(_lookup)?\.|^blocks\.\d+\.(gather\.(proj|q_norm|k_norm|norm|norm_lookup)|infuse|norm|mlp)\.',
