@@ -3,6 +3,7 @@
 MODEL is any registered name, of ours or timm's, with or without a tag ("svit_small.in1k_384").
 """
 import argparse
+import itertools
 
 from .output import Output
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'parameters': f'{cost.params:,}',
         f'MACs at {"x".join(map(str, cost.input_size))}': f'{cost.macs / 1e9:.3f} G',
         'memory traffic': f'{cost.bytes_moved / 1e6:.0f} MB an image in {cost.operators} operators (batch {cost.batch}, 16 bit)',
-        'stages': '\n'.join(f'stride {s["stride"]}: {s["channels"]} channels' for s in info['stages']) or None,
+        'feature maps': '\n'.join(_maps(info['stages'])) or None,
         'classes': model.num_classes,
         'image sizes': sizes,
         'paper': _paper(info['paper']),
@@ -59,6 +60,15 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'weights': '\n'.join(f'{tag}: {where}' if tag else where for tag, where in info['weights'].items()),
     })
     return 0
+
+
+def _maps(stages: list[dict]) -> list[str]:
+    """A line for each map; runs of equal ones, as columnar models have them, in one."""
+    lines = []
+    for line, same in itertools.groupby(f'stride {s["stride"]}: {s["channels"]} channels' for s in stages):
+        count = len(list(same))
+        lines.append(line if count == 1 else f'{line}, {count} of them')
+    return lines
 
 
 def _paper(ids: str | list[str] | None) -> str | None:
