@@ -45,44 +45,50 @@ def to_regions(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     B, H, W, C = x.shape
     h, w = H // rows, W // cols
     # of rank 4, with a whole row of a region as the last axis
-    return x.reshape(B * rows, h, cols, w * C).transpose(1, 2).reshape(B * rows * cols, h * w, C)
+    return x.reshape(B * rows, h, cols, w * C).transpose(1, 2).contiguous().view(-1, h * w, C)
 
 
 def to_map(x: torch.Tensor, rows: int, cols: int, h: int) -> torch.Tensor:
     """(B * M, P, C) -> (B, rows * h, cols * w, C)."""
-    M, P, C = x.shape
-    return x.reshape(M // cols, cols, h, P // h * C).transpose(1, 2).reshape(M // (rows * cols), rows * h, -1, C)
+    _, P, C = x.shape
+    x = x.unflatten(1, (h, -1)).unflatten(0, (-1, cols)).transpose(1, 2)
+    return x.contiguous().view(-1, rows * h, cols * P // h, C)
 
 
 def region_means(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """(B, H, W, C) -> (B, M, C). Regions that reach over the border are means of what is inside."""
-    return F.avg_pool2d(x.permute(0, 3, 1, 2), (h, w), ceil_mode=True).permute(0, 2, 3, 1).flatten(1, 2)
+    return F.avg_pool2d(x.detach().permute(0, 3, 1, 2), (h, w), ceil_mode=True).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def attend_gathered(qkv: torch.Tensor, chosen: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Attention to the pixels of the chosen regions, which are gathered: (B * M, P, 3C), (B, M, k) -> (B * M, heads, P, d).
+def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B, N, C) -> (B, heads, N, d)."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Attention to the pixels of the chosen regions, which are gathered: (B * M, P, C), (B, M, k) -> (B * M, heads, P, d).
 
     Paper, equations 5 and 6. A region is one row of the gather. The scale is that of the whole width, as published.
     """
     B, M, topk = chosen.shape
-    P, C = qkv.shape[1], qkv.shape[2] // 3
-    q = qkv[..., :C].unflatten(2, (num_heads, -1)).transpose(1, 2)
-    rows = chosen + torch.arange(0, B * M, M, device=chosen.device)[:, None, None]
-    kv = qkv[..., C:].index_select(0, rows.flatten())
-    k, v = kv.view(B * M, topk * P, 2, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    _, P, C = q.shape
+    rows = (chosen + torch.arange(0, B * M, M, device=chosen.device)[:, None, None]).flatten()
+    k, v = (x.index_select(0, rows).view(B * M, topk * P, C) for x in (k, v))
+    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=C ** -0.5)
 
 
-def attend_masked(qkv: torch.Tensor, chosen: torch.Tensor, region: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """The same as attention among all N pixels, less the pairs that were not chosen: (B, N, 3C), (B, M, k) -> (B, heads, N, d).
+def attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor, region: torch.Tensor,
+                  num_heads: int) -> torch.Tensor:
+    """The same as attention among all N pixels, less the pairs that were not chosen: (B, H, W, C), (B, M, k) -> (B, heads, N, d).
 
     region (N,) is where each pixel lies. More products than `attend_gathered` has, but no copies: faster while N is small.
     """
     B, M, _ = chosen.shape
-    C = qkv.shape[2] // 3
-    q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    mask = qkv.new_full((B, M, M), -torch.inf).scatter(2, chosen, 0.)
+    C = q.shape[3]
+    mask = torch.full((B, M, M), -torch.inf, device=q.device, dtype=q.dtype).scatter(2, chosen, 0.)
     mask = mask.index_select(2, region).index_select(1, region)
+    q, k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=C ** -0.5)
 
 
@@ -90,13 +96,24 @@ def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1
     """x (B, H, W, C) plus what attention gave for its regions, (B * M, heads, P, d)."""
     B, H, W, C = x.shape
     heads, h, w = y.shape[1], H // rows, W // cols
+    if torch.compiler.is_exporting():  # ONNX Runtime is slow at transposes of high rank
+        y = y.transpose(1, 2).flatten(2)
+        return x + (y.unflatten(1, (H, W)) if rows == cols == 1 else to_map(y, rows, cols, h))
     # the sum reads the regions in the order of the map, and takes the memory layout of its first operand
     y = y.unflatten(2, (h, w)).unflatten(0, (B, rows, cols)).permute(0, 1, 4, 2, 5, 3, 6)
-    return (x.unflatten(3, (heads, -1)).unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).reshape(B, H, W, C)
+    return (x.unflatten(3, (heads, -1)).unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).contiguous().view(B, H, W, C)
+
+
+def project(linear: nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Queries, keys and values: views of one product; in ONNX three products, since the views would be copies."""
+    if not torch.compiler.is_exporting():
+        return linear(x).chunk(3, dim=-1)
+    bias = (None,) * 3 if linear.bias is None else linear.bias.chunk(3)
+    return tuple(F.linear(x, *parameters) for parameters in zip(linear.weight.chunk(3), bias, strict=True))
 
 
 class Router(nn.Module):
-    """Mean queries and keys of the regions, (B, M, 2C) -> the numbers of the k regions that each attends to, (B, M, k), unordered.
+    """Mean queries and keys of the regions, (B, M, C) each -> the numbers of the k that each attends to, (B, M, k), unordered.
 
     Paper, equations 3 and 4. The affinity is one of whole vectors: heads share the routing. No gradient passes (as published).
     """
@@ -106,8 +123,7 @@ class Router(nn.Module):
         self.topk = topk
 
     @torch.no_grad()
-    def forward(self, means: torch.Tensor) -> torch.Tensor:
-        q, k = means.chunk(2, dim=2)
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return torch.bmm(q, k.transpose(1, 2)).topk(self.topk, sorted=False).indices
 
 
@@ -150,15 +166,15 @@ class RoutingAttention(nn.Module):
         rows, cols, h, w = self.grid(H, W)
         x = complete(x, rows, cols)
         if rows * h * cols * w <= self.max_masked:
-            qkv = self.qkv(x)
-            chosen = self.router(region_means(qkv[..., :2 * C].detach(), h, w))
-            y = attend_masked(qkv.flatten(1, 2), chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
-            y = add_attention(self.lepe(qkv[..., 2 * C:]), y)
+            q, k, v = project(self.qkv, x)
+            chosen = self.router(region_means(q, h, w), region_means(k, h, w))
+            y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
+            y = add_attention(self.lepe(v), y)
         else:
-            qkv = self.qkv(to_regions(x, rows, cols))
-            chosen = self.router(qkv[..., :2 * C].detach().mean(1).unflatten(0, (B, rows * cols)))
-            y = attend_gathered(qkv, chosen, self.num_heads)
-            y = add_attention(self.lepe(to_map(qkv[..., 2 * C:], rows, cols, h)), y, rows, cols)
+            q, k, v = project(self.qkv, to_regions(x, rows, cols))
+            chosen = self.router(*(m.detach().mean(1).unflatten(0, (B, rows * cols)) for m in (q, k)))
+            y = attend_gathered(q, k, v, chosen, self.num_heads)
+            y = add_attention(self.lepe(to_map(v, rows, cols, h)), y, rows, cols)
         return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 
@@ -190,16 +206,15 @@ class NchwRoutingAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
         rows, cols, h, w = self.grid(H, W)
-        qkv = self.qkv_linear(x)
-        chosen = self.router(region_means(qkv[..., :2 * C].detach(), h, w))
-        qkv = complete(qkv, h, w)
-        lepe = self.lepe(qkv[..., 2 * C:])
+        q, k, v = project(self.qkv_linear, x)
+        chosen = self.router(region_means(q, h, w), region_means(k, h, w))
+        q, k, v = (complete(m, h, w) for m in (q, k, v))
         if rows * h * cols * w <= self.max_masked:
-            y = attend_masked(qkv.flatten(1, 2), chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
-            y = add_attention(lepe, y)
+            y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
+            y = add_attention(self.lepe(v), y)
         else:
-            y = attend_gathered(to_regions(qkv, rows, cols), chosen, self.num_heads)
-            y = add_attention(lepe, y, rows, cols)
+            y = attend_gathered(*(to_regions(m, rows, cols) for m in (q, k, v)), chosen, self.num_heads)
+            y = add_attention(self.lepe(v), y, rows, cols)
         return self.output_linear(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 
@@ -225,10 +240,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        qkv = self.qkv(x)
-        q, k, v = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        lepe = self.lepe(qkv.chunk(3, dim=3)[2] if self.lepe_of_values else x)
-        return self.proj(add_attention(lepe, F.scaled_dot_product_attention(q, k, v)))
+        qkv = project(self.qkv, x)
+        y = F.scaled_dot_product_attention(*(split_heads(m.flatten(1, 2), self.num_heads) for m in qkv))
+        return self.proj(add_attention(self.lepe(qkv[2] if self.lepe_of_values else x), y))
 
 
 class Mlp(nn.Module):
