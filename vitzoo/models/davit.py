@@ -35,7 +35,7 @@ def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
         x = F.pad(x, (0, 0, 0, (w - W % w) % w, 0, (h - H % h) % h))
         H, W = x.shape[1:3]
     # rank 4, with whole rows of a window as the last axis
-    return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).reshape(B, -1, h * w, C)
+    return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).contiguous().view(B, -1, h * w, C)
 
 
 @register_notrace_function
@@ -45,8 +45,8 @@ def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int])
     h, w = window
     rows, cols = (H + h - 1) // h, (W + w - 1) // w
     if H % h or W % w or torch.compiler.is_exporting():
-        y = windows.view(B * rows, cols, h, w * C).transpose(1, 2).reshape(B, rows * h, cols * w, C)
-        return x + y[:, :H, :W]
+        y = windows.view(B * rows, cols, h, w * C).transpose(1, 2).contiguous().view(B, rows * h, cols * w, C)
+        return y[:, :H, :W] + x
     # the sum itself reads the windows in the order of the map, and answers in the memory order of its first operand
     y = windows.view(B, rows, cols, h, w, C).transpose(2, 3)
     return (x.unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).view(B, H, W, C)
@@ -78,7 +78,7 @@ class ConvPosEnc(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within each window, (B, M, h * w, C) in and out; qkv rows ordered q, k, v, then head.
+    """Multi-head self-attention within each window, (B, M, h * w, C) in and out; qkv rows ordered q, k, v, then head, then head channel.
 
     There is no mask: padded positions are attended to, with the bias of qkv as their keys and values (as published).
     """
@@ -91,8 +91,8 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, M, L, C = x.shape
-        q, k, v = self.qkv(x).view(B * M, L, 3 * C).split(C, dim=2)
-        q, k, v = (t.view(B * M, L, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
+        qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, -1).transpose(1, 2)
+        q, k, v = qkv.chunk(3, dim=1)  # (B * M, heads, h * w, d) each
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
 
@@ -102,13 +102,20 @@ def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.
 
     Logits are sums over all positions and reach thousands: they are scaled before they are rounded, for float16's sake.
     """
-    logits = torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
+    if torch.compiler.is_exporting():  # the same for exporters, which write out beta and alpha
+        logits = torch.bmm(left, right) * scale
+    else:
+        logits = torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
     return logits.softmax(2, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None).to(logits.dtype)
 
 
-def channels_first(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Linear layer with its result transposed, (B, N, C) -> (B, C', N)."""
-    return torch.baddbmm(bias[:, None], weight.expand(x.shape[0], -1, -1), x.transpose(1, 2))
+def times_each(a: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """One matrix (I, J) times each of a batch (B, J, K), plus a bias for each row (I): (B, I, K)."""
+    if torch.compiler.is_exporting():
+        x = torch.matmul(a, x)
+        return x if bias is None else x + bias[:, None]
+    a = a.expand(x.shape[0], -1, -1)
+    return torch.bmm(a, x) if bias is None else torch.baddbmm(bias[:, None], a, x)
 
 
 @register_notrace_module
@@ -135,27 +142,28 @@ class ChannelAttention(nn.Module):
         # adapters and quantised layers are more than their weight
         if N > C and type(self.qkv) is type(self.proj) is nn.Linear:
             return self._forward_merged(x, roles, scale).view(B, H, W, C)
-        qkv = self.qkv(x).view(B, N, 3, g, -1).permute(2, 0, 3, 1, 4).reshape(3, B * g, N, -1)
+        qkv = self.qkv(x).view(B, N, 3, g, -1).permute(2, 0, 3, 1, 4).contiguous().view(3, B * g, N, -1)
         left, right, values = (qkv[i] for i in roles)
         x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale).transpose(1, 2))
-        return self.proj(x.view(B, g, N, -1).transpose(1, 2).reshape(B, H, W, C))
+        return self.proj(x.view(B, g, N, -1).transpose(1, 2).contiguous().view(B, H, W, C))
 
     def _forward_merged(self, x: torch.Tensor, roles: tuple[int, int, int], scale: float) -> torch.Tensor:
         """The same, (B, N, C) in and out, for more positions than channels: nothing of size N * C is copied or made in vain.
 
-        Keys come out channels first, and the map is merged with the projection into one matrix (C, C) an image.
+        Rows and columns of the map are projected channels first, and map and projection merge into one matrix (C, C) an image.
         """
         B, N, C = x.shape
         g = self.num_heads
         weights, biases = self.qkv.weight.view(3, C, C), self.qkv.bias.view(3, C)
-        left, right = (channels_first(x, weights[i], biases[i]).view(B * g, -1, N) for i in roles[:2])
-        A = channel_map(left, right.transpose(1, 2), scale).view(B, g, C // g, -1)
-        merged = torch.matmul(A.transpose(2, 3), self.proj.weight.t().unflatten(0, (g, -1))).view(B, C, C)
+        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i]).view(B * g, -1, N) for i in roles[:2])
+        A = channel_map(left, right.transpose(1, 2), scale)
+        proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, -1, C)
+        merged = torch.bmm(A.transpose(1, 2), proj).view(B, C, C)
         weight, bias = weights[roles[2]], biases[roles[2]]
         if (N - C) * C * C < 2 ** 26:  # what merging the values' layer as well would save; it takes three more operators
             return torch.baddbmm(self.proj.bias, F.linear(x, weight, bias), merged)
-        bias = torch.matmul(bias, merged) + self.proj.bias
-        return torch.baddbmm(bias[:, None], x, torch.matmul(weight.t(), merged))
+        bias = times_each(bias[None], merged) + self.proj.bias
+        return torch.baddbmm(bias, x, times_each(weight.t(), merged))
 
 
 class Mlp(nn.Module):
@@ -223,9 +231,18 @@ class Downsample(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         H, W = x.shape[1:3]
         x = self.norm(x)
-        if self.conv.kernel_size == (2, 2) and (H % 2 or W % 2):
-            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))  # after the norm: with zeros, not with its bias
+        if self.conv.kernel_size == (2, 2):
+            if H % 2 or W % 2:
+                x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))  # after the norm: with zeros, not with its bias
+            if x.numel() < self.conv.weight.numel() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+                return self._forward_linear(x)
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _forward_linear(self, x: torch.Tensor) -> torch.Tensor:
+        """The 2x2 convolution as a linear layer of 2x2 pixels: less work where the map is smaller than the kernel's reordering."""
+        B, H, W, C = x.shape
+        x = x.view(B * (H // 2), 2, W // 2, 2 * C).transpose(1, 2).reshape(B, H // 2, W // 2, 4 * C)
+        return F.linear(x, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias)
 
 
 class Stem(nn.Module):
