@@ -8,9 +8,7 @@ import torch
 import torch.nn as nn
 from timm.models._features import FeatureGetterNet
 
-from .models._pretrained import StateDict, convert, keep_counters, read_checkpoint, strip_prefixes, unwrap
-
-OUT_NORM = re.compile(r'^norm\d\.')  # DenseBackbone's output norms, named as published dense backbones name theirs
+from .models._pretrained import OUT_NORM, StateDict, convert, keep_counters, read_checkpoint, strip_prefixes, unwrap
 
 
 @dataclass
@@ -57,7 +55,7 @@ def load_checkpoint(
     Raises:
         ValueError: the source cannot be read, belongs to another family, or does not fit. The model is then unchanged.
     """
-    state = unwrap(source, use_ema) if isinstance(source, dict) else read_checkpoint(_local_file(source), use_ema)
+    state = unwrap(source, use_ema) if isinstance(source, dict) else read_checkpoint(local_file(source), use_ema)
     name = 'The state dict' if isinstance(source, dict) else str(source)
     whole = model.state_dict()
     if hasattr(model, 'backbone') and set(state) == set(whole):  # a detector's own file
@@ -147,7 +145,7 @@ def _refuse_shapes(names: list[str], state: StateDict, own: StateDict, source: s
                          f'file, {tuple(own[k].shape)} in the model. Is it another size of the family? Nothing was loaded.')
 
 
-def _local_file(source: str | os.PathLike) -> str | os.PathLike:
+def local_file(source: str | os.PathLike) -> str | os.PathLike:
     """A path as it is; `hf-hub:ORG/REPO[/FILE]` downloaded (or found in the cache)."""
     match = re.fullmatch(r'hf[-_]hub:([\w.-]+/[\w.-]+)(?:/(.+))?', str(source))
     if not match:

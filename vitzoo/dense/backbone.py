@@ -12,8 +12,8 @@ from timm.models._helpers import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitzoo.checkpoints import LoadReport, load_checkpoint
-from vitzoo.models._pretrained import read_checkpoint
+from vitzoo.checkpoints import LoadReport, load_checkpoint, local_file
+from vitzoo.models._pretrained import OUT_NORM, read_checkpoint, strip_prefixes
 
 STRIDES = (4, 8, 16, 32)
 
@@ -70,6 +70,8 @@ class DenseBackbone(nn.Module):
         norm = _output_norm(self.model, out_norm)
         for i, channels in zip(out_indices, self.out_channels, strict=True):
             self.add_module(f'norm{i}', norm(channels))
+        if pretrained and self._is_ours:
+            self._load_output_norms()
         if with_cp:
             _enable_checkpointing(model_name, self.model)
         if checkpoint_path is not None:
@@ -117,6 +119,14 @@ class DenseBackbone(nn.Module):
             new=[key for key in own if key not in state])
         self.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
         return report
+
+    def _load_output_norms(self) -> None:
+        """Those of a published dense file, of which timm's builder loads the model alone."""
+        cfg = self.body.pretrained_cfg
+        source = cfg.get('file') or (cfg.get('hf_hub_filename') and f'hf-hub:{cfg["hf_hub_id"]}/{cfg["hf_hub_filename"]}')
+        if source:
+            state, own = strip_prefixes(read_checkpoint(local_file(source)))[0], self.state_dict()
+            self.load_state_dict({key: value for key, value in state.items() if OUT_NORM.match(key) and key in own}, strict=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] != self.in_chans or not x.is_floating_point():

@@ -17,6 +17,9 @@ StateDict = dict[str, torch.Tensor]
 # What published training scripts stored beside the weights. Both load as inert containers.
 INERT_GLOBALS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 
+# DenseBackbone's output norms, named as published dense backbones name theirs.
+OUT_NORM = re.compile(r'^norm\d\.')
+
 # Families whose names or files are easily confused: how to call them, and a pattern that some key of each published file has.
 KNOWN_LAYOUTS = (
     ('a super-token checkpoint: use svit_small, svit_base or svit_large', r'\.stoken_refine\.|\.attn\.unfold\.weights$'),
@@ -191,7 +194,8 @@ class PublishedWeights:
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     """Any published layout of the model's family to ours, in the form that timm's builder wants."""
     conversion, own = convert(strip_prefixes(state)[0], model), model.state_dict()
-    return keep_counters({**{name: own[name] for name in conversion.new}, **conversion.state}, model)
+    state = {name: value for name, value in conversion.state.items() if not OUT_NORM.match(name)}
+    return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
 
 
 def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:

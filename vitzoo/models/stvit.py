@@ -12,7 +12,6 @@ a window with a halo of zero tokens at the borders, partly hidden by a mask. `ST
 Shapes: B batch, H W map, N = H * W image tokens, M = 9 * windows semantic tokens, T keys, C channels. Image tokens of a stage lie in
 the order of the map, or, where whole windows cover it, window by window; semantic tokens always window by window.
 """
-import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
@@ -42,6 +41,8 @@ NATIVE = (224, 224)  # the only image size of the classifier form
 
 # Sides of the key windows of the dense form: both generations, in image tokens; recovery, in semantic tokens.
 GENERATE_1, GENERATE_2, RECOVER = 14, 21, 27
+# What it costs to gather a key for a window, in logits (measured on CPUs): below that, looking at all keys of the image is quicker.
+GATHER_COST = 60
 # Side and step of the image patches that the classifier form generates from.
 PATCH, PATCH_STEP = 10, 4
 
@@ -241,8 +242,9 @@ def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: in
     """
     per_window = WINDOW ** 2 if size == RECOVER else GRID ** 2
     rows, cols = num_windows(H, W)
-    if kv.shape[1] <= size ** 2 * (1 + 60 / per_window):  # measured: to look at all keys costs less than to gather each window's own
-        weights = key_weights(H, W, size, pad_mask, kv.shape[1]).to(q)
+    num_keys = operator.index(kv.shape[1])
+    if num_keys <= size ** 2 * (1 + GATHER_COST / per_window):
+        weights = key_weights(H, W, size, pad_mask, num_keys).to(q)
         if weights.shape[0] > 1:
             weights = weights.index_select(0, query_windows(H, W, per_window).to(q.device))
         return attend(q, kv, num_heads, mask=weights[None, None])
@@ -557,7 +559,10 @@ RULES = (
     (r'\.layer_scale_(\d)$', r'.ls\1.gamma'),
     (r'^head\.', 'head.fc.'),
 )
-PUBLISHED = Layout(marker=r'^patch_embed\.proj\.0\.c\.weight$', rules=RULES)
+MARKER = r'^patch_embed\.proj\.0\.c\.weight$'
+# detection files have norm0 to norm3, which belong to DenseBackbone, instead of the classifier's norm and head
+DENSE = Layout(MARKER, RULES, absent=r'^(norm|head)\.', new=r'^norm\.')
+CLASSIFIER = Layout(MARKER, RULES)
 
 
 @register_notrace_function
@@ -582,12 +587,13 @@ class STViT(Pyramid):
             form always does.
         pad_mask: what the dense form hides of the padding in the third stage. 'published', which the detection weights were trained with,
             hides nothing if no padding is needed, only a corner if both axes need it, and in recovery counts the padding of the image in
-            semantic tokens; 'correct' hides all padding and nothing else; None hides nothing.
+            semantic tokens; 'correct' hides all padding and nothing else; None hides nothing ('none' where None is no argument:
+            timm.create_model leaves out what is None).
 
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = (PUBLISHED,)
+    layouts = (DENSE, CLASSIFIER)
     dense_norm = staticmethod(partial(LayerNorm2d, eps=1e-5))  # read by DenseBackbone
     features_options = {'form': 'dense'}
     exportable_dynamic_size = 'its window tables are made for one size'  # read by vitzoo.export
@@ -627,8 +633,8 @@ class STViT(Pyramid):
             raise ValueError(f'mlp_ratio={mlp_ratio}: expected a positive number.')
         if form not in ('auto', 'classifier', 'dense'):
             raise ValueError(f"form={form!r}: expected 'auto', 'classifier' or 'dense'.")
-        if pad_mask not in ('published', 'correct', None):
-            raise ValueError(f"pad_mask={pad_mask!r}: expected 'published', 'correct' or None.")
+        if pad_mask not in ('published', 'correct', 'none', None):
+            raise ValueError(f"pad_mask={pad_mask!r}: expected 'published', 'correct', 'none' or None.")
         if use_global and form == 'dense':
             raise ValueError("use_global=True, form='dense': the learned tokens belong to the classifier form.")
 
@@ -638,6 +644,7 @@ class STViT(Pyramid):
         self.drop_rate = drop_rate
         self.num_features = embed_dims[-1]
         self.form = form
+        pad_mask = None if pad_mask == 'none' else pad_mask
 
         self.stem = Stem(in_chans, embed_dims[0], **dd)
         drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
@@ -707,7 +714,7 @@ default_cfgs = generate_default_cfgs({
 })
 
 VARIANTS = {
-    'stvit_micro': dict(embed_dims=(32, 64, 96, 128), depths=(2, 2, 6, 2), num_heads=(1, 2, 3, 4)),
+    'stvit_micro': dict(embed_dims=(32, 64, 96, 128), depths=(1, 2, 6, 2), num_heads=(1, 2, 3, 4)),
     'stvit_tiny': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
     'stvit_small': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
     'stvit_base': dict(embed_dims=(128, 256, 512, 1024), depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
