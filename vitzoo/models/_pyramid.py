@@ -39,6 +39,10 @@ class Pyramid(PublishedWeights, nn.Module):
         """The smallest image (H, W)."""
         return tuple(getattr(self, 'pretrained_cfg', {}).get('min_input_size', (3, 1, 1))[1:])
 
+    def check_input(self, x: torch.Tensor) -> None:
+        """Raise ValueError on an image that the model does not take."""
+        check_image(x, self.in_chans, self.min_input_size)
+
     def make_head(self, **factory_kwargs) -> nn.Module:
         """The classifier on the NCHW features: `global_pool` (with `feat_mult`) and `fc`."""
         return ClassifierHead(
@@ -104,11 +108,11 @@ class Pyramid(PublishedWeights, nn.Module):
             intermediates_only: return the maps alone, else (final features, maps).
 
         Raises:
-            ValueError: another format, or an image that `check_image` refuses.
+            ValueError: another format, or an image that `check_input` refuses.
         """
         if output_fmt not in ('NCHW', 'NHWC'):
             raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW' or 'NHWC'.")
-        check_image(x, self.in_chans, self.min_input_size)
+        self.check_input(x)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         image_size = x.shape[2:]
         x = self.stem(x)
@@ -136,7 +140,7 @@ class Pyramid(PublishedWeights, nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) -> (B, num_features, ceil(H / 32), ceil(W / 32))."""
-        check_image(x, self.in_chans, self.min_input_size)
+        self.check_input(x)
         image_size = x.shape[2:]
         x = self.stem(x)
         for stage in self.stages:

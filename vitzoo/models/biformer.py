@@ -82,14 +82,25 @@ def attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: tor
                   num_heads: int) -> torch.Tensor:
     """The same as attention among all N pixels, less the pairs that were not chosen: (B, H, W, C), (B, M, k) -> (B, heads, N, d).
 
-    region (N,) is where each pixel lies. More products than `attend_gathered` has, but no copies: faster while N is small.
+    region (N,) is where each pixel lies. More products than `attend_gathered` has, but no copies: faster while few keys are masked.
     """
-    B, M, _ = chosen.shape
+    B, M, topk = chosen.shape
     C = q.shape[3]
-    mask = torch.full((B, M, M), -torch.inf, device=q.device, dtype=q.dtype).scatter(2, chosen, 0.)
-    mask = mask.index_select(2, region).index_select(1, region)
+    mask = None
+    if topk < M:
+        mask = torch.full((B, M, M), -torch.inf, device=q.device, dtype=q.dtype).scatter(2, chosen, 0.)
+        mask = mask.index_select(2, region).index_select(1, region)[:, None]
     q, k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=C ** -0.5)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=C ** -0.5)
+
+
+def masking_pays(M: int, P: int, topk: int, max_masked: int) -> bool:
+    """Whether `attend_masked` is faster than `attend_gathered`.
+
+    To gather a region costs about what 32 masked keys cost: measured on a CPU with maps of 49 to 1024 pixels, 49 to 256 regions, 1 to 16
+    chosen. Large maps are never masked, for the memory's sake; where all regions are chosen there is nothing to mask.
+    """
+    return topk == M or M * P <= 1024 and (M - topk) * P <= max_masked * topk
 
 
 def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1) -> torch.Tensor:
@@ -145,7 +156,7 @@ class RoutingAttention(nn.Module):
     bias. They count in the means of their regions, are attended to, and reach the position encoding (as published). Regions that are
     all padding tie in the routing; their keys and values are the same, so that it does not matter which of them is chosen.
     """
-    max_masked = 512  # pixels of a map up to which masking some is faster than gathering the others
+    max_masked = 32  # keys for each chosen region that are rather masked than left out; 0 computes no more than needed
 
     def __init__(self, dim: int, num_heads: int, n_win: int, topk: int, device=None, dtype=None):
         super().__init__()
@@ -165,7 +176,7 @@ class RoutingAttention(nn.Module):
         B, H, W, C = x.shape
         rows, cols, h, w = self.grid(H, W)
         x = complete(x, rows, cols)
-        if rows * h * cols * w <= self.max_masked:
+        if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             q, k, v = project(self.qkv, x)
             chosen = self.router(region_means(q, h, w), region_means(k, h, w))
             y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
@@ -209,7 +220,7 @@ class NchwRoutingAttention(nn.Module):
         q, k, v = project(self.qkv_linear, x)
         chosen = self.router(region_means(q, h, w), region_means(k, h, w))
         q, k, v = (complete(m, h, w) for m in (q, k, v))
-        if rows * h * cols * w <= self.max_masked:
+        if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
             y = add_attention(self.lepe(v), y)
         else:
@@ -471,8 +482,26 @@ class BiFormer(Pyramid):
 
     @property
     def min_input_size(self) -> tuple[int, int]:
-        """The smallest image (H, W): the later generation cannot cut a map into more regions than it has pixels."""
-        return (self.n_win * max(self.routed, default=1),) * 2 if self.nchw else (1, 1)
+        """The smallest image (H, W)."""
+        smallest = 1 if self.auto_pad or not self.swin_layout else self.feature_info[-1]['reduction']  # a patch of the last stage
+        if self.nchw:  # a map cannot be cut into more regions than it has pixels
+            smallest = max([smallest, *(self.n_win * stride for stride in self.routed)])
+        return smallest, smallest
+
+    def check_input(self, x: torch.Tensor) -> None:
+        super().check_input(x)
+        if not self.auto_pad and not self.nchw:
+            check_division(x, self.n_win, self.routed, self.swin_layout)
+
+
+@register_notrace_function
+def check_division(x: torch.Tensor, n_win: int, strides: tuple[int, ...], floor: bool) -> None:
+    """Raise ValueError unless the maps of image x at these strides divide into n_win x n_win regions."""
+    for stride in strides:
+        H, W = (n // stride if floor else (n + stride - 1) // stride for n in x.shape[2:])
+        if H % n_win or W % n_win:
+            raise ValueError(f'Image of {x.shape[2]}x{x.shape[3]}: its map of {H}x{W} at stride {stride} does not divide into '
+                             f'{n_win}x{n_win} regions. Multiples of {n_win * max(strides)} do; auto_pad=True takes any size.')
 
 
 def _cfg(**kwargs) -> dict:

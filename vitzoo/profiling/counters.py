@@ -28,10 +28,11 @@ def _cpu_attention_flops(q: tuple, k: tuple, v: tuple, *args, out_shape=None, **
 def count_macs(model: Callable[[Tensor], object], x: Tensor) -> int:
     """Multiply-adds of one `model(x)`: matrix products, convolutions and attention, on any device and with fused attention on or off.
 
-    Norms, activations, pooling, gathers and elementwise operators count nothing.
+    Norms, activations, pooling, gathers and elementwise operators count nothing. Nor do products that a model makes beyond need: modules
+    that attend to some keys by masking the others, where that is faster, have a limit `max_masked`, which is 0 for the count.
     """
     attention = {aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter, _no_fast_path():
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter, _no_fast_path(), _no_masking(model):
         model(x)
     return counter.get_total_flops() // 2
 
@@ -101,6 +102,20 @@ def _no_fast_path():
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _no_masking(model: Callable):
+    """Let attention that may mask keys leave them out instead."""
+    masking = [m for m in model.modules() if hasattr(m, 'max_masked')] if isinstance(model, nn.Module) else []
+    before = [m.max_masked for m in masking]
+    try:
+        for module in masking:
+            module.max_masked = 0
+        yield
+    finally:
+        for module, limit in zip(masking, before, strict=True):
+            module.max_masked = limit
 
 
 @torch.no_grad()
