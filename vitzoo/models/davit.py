@@ -24,6 +24,7 @@ from ._pyramid import Pyramid, Stage
 __all__ = ['DaViT']
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-5)
+MIN_SAVED_MACS = 2 ** 26  # an image; fewer are not worth three more operators
 
 
 @register_notrace_function
@@ -31,7 +32,7 @@ def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, C) -> (B, M, h * w, C), row by row; zeros at the right and bottom complete the last windows."""
     B, H, W, C = x.shape
     h, w = window
-    if H % h or W % w:
+    if H % h or W % w or torch.jit.is_tracing():  # what TorchScript traces serves other sizes too
         x = F.pad(x, (0, 0, 0, (w - W % w) % w, 0, (h - H % h) % h))
         H, W = x.shape[1:3]
     # rank 4, with whole rows of a window as the last axis
@@ -44,7 +45,7 @@ def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int])
     B, H, W, C = x.shape
     h, w = window
     rows, cols = (H + h - 1) // h, (W + w - 1) // w
-    if H % h or W % w or torch.compiler.is_exporting():
+    if H % h or W % w or torch.compiler.is_exporting() or torch.jit.is_tracing():
         y = windows.view(B * rows, cols, h, w * C).transpose(1, 2).contiguous().view(B, rows * h, cols * w, C)
         return y[:, :H, :W] + x
     # the sum itself reads the windows in the order of the map, and answers in the memory order of its first operand
@@ -73,7 +74,7 @@ class ConvPosEnc(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.act:
-            return x + F.gelu(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+            return x + gelu(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         return self.proj(x)
 
 
@@ -122,8 +123,8 @@ def times_each(a: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = Non
 class ChannelAttention(nn.Module):
     """Self-attention of the channels of each group over all positions, (B, H, W, C) in and out; qkv rows as in WindowAttention.
 
-    Paper, equation 4, as published: A = softmax(d^-0.5 k^T v), a d x d map with rows for k and columns for v, and the output is
-    A q^T. In v2 (Florence-2): A = softmax(N^-0.5 q^T k), and the output is A v^T.
+    The paper's channel group attention with the roles that the published code gives: A = softmax(d^-0.5 k^T v), a (d, d) map with rows
+    for k and columns for v, and the output is A q^T. In v2 (Florence-2): A = softmax(N^-0.5 q^T k), and the output is A v^T.
     """
 
     def __init__(self, dim: int, num_heads: int, v2: bool = False, device=None, dtype=None):
@@ -160,7 +161,7 @@ class ChannelAttention(nn.Module):
         proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, -1, C)
         merged = torch.bmm(A.transpose(1, 2), proj).view(B, C, C)
         weight, bias = weights[roles[2]], biases[roles[2]]
-        if (N - C) * C * C < 2 ** 26:  # what merging the values' layer as well would save; it takes three more operators
+        if (N - C) * C * C < MIN_SAVED_MACS:
             return torch.baddbmm(self.proj.bias, F.linear(x, weight, bias), merged)
         bias = times_each(bias[None], merged) + self.proj.bias
         return torch.baddbmm(bias, x, times_each(weight.t(), merged))
@@ -232,9 +233,10 @@ class Downsample(nn.Module):
         H, W = x.shape[1:3]
         x = self.norm(x)
         if self.conv.kernel_size == (2, 2):
-            if H % 2 or W % 2:
+            if H % 2 or W % 2 or torch.jit.is_tracing():
                 x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))  # after the norm: with zeros, not with its bias
-            if x.numel() < self.conv.weight.numel() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for any batch
+            if not traced and x.numel() < self.conv.weight.numel():
                 return self._forward_linear(x)
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
