@@ -111,7 +111,7 @@ def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1
         y = y.transpose(1, 2).flatten(2)
         return x + (y.unflatten(1, (H, W)) if rows == cols == 1 else to_map(y, rows, cols, h))
     # the sum reads the regions in the order of the map, and takes the memory layout of its first operand
-    y = y.unflatten(2, (h, w)).unflatten(0, (B, rows, cols)).permute(0, 1, 4, 2, 5, 3, 6)
+    y = y.unflatten(2, (h, w)).unflatten(0, (-1, rows, cols)).permute(0, 1, 4, 2, 5, 3, 6)
     return (x.unflatten(3, (heads, -1)).unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).contiguous().view(B, H, W, C)
 
 
@@ -170,11 +170,12 @@ class RoutingAttention(nn.Module):
 
     def grid(self, H: int, W: int) -> tuple[int, int, int, int]:
         """Rows and columns of regions, height and width of each."""
-        return self.n_win, self.n_win, (H + self.n_win - 1) // self.n_win, (W + self.n_win - 1) // self.n_win
+        n = self.n_win
+        return n, n, (H + n - 1) // n, (W + n - 1) // n
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
-        rows, cols, h, w = self.grid(H, W)
+        rows, cols, h, w = self.grid(int(H), int(W))  # the TorchScript exporter traces sizes
         x = complete(x, rows, cols)
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             q, k, v = project(self.qkv, x)
@@ -183,7 +184,7 @@ class RoutingAttention(nn.Module):
             y = add_attention(self.lepe(v), y)
         else:
             q, k, v = project(self.qkv, to_regions(x, rows, cols))
-            chosen = self.router(*(m.detach().mean(1).unflatten(0, (B, rows * cols)) for m in (q, k)))
+            chosen = self.router(*(m.detach().mean(1).view(B, rows * cols, C) for m in (q, k)))
             y = attend_gathered(q, k, v, chosen, self.num_heads)
             y = add_attention(self.lepe(to_map(v, rows, cols, h)), y, rows, cols)
         return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
@@ -216,7 +217,7 @@ class NchwRoutingAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
-        rows, cols, h, w = self.grid(H, W)
+        rows, cols, h, w = self.grid(int(H), int(W))  # the TorchScript exporter traces sizes
         q, k, v = project(self.qkv_linear, x)
         chosen = self.router(region_means(q, h, w), region_means(k, h, w))
         q, k, v = (complete(m, h, w) for m in (q, k, v))
@@ -232,9 +233,10 @@ class NchwRoutingAttention(nn.Module):
 def _regions(rows: int, cols: int, h: int, w: int, device: torch.device) -> torch.Tensor:
     # torch.compile traces into the function, and would warn about the cache
     make = region_of_pixel.__wrapped__ if torch.compiler.is_dynamo_compiling() else region_of_pixel
-    return torch.from_numpy(make(int(rows), int(cols), int(h), int(w))).to(device)
+    return torch.from_numpy(make(rows, cols, h, w)).to(device)
 
 
+@register_notrace_module
 class Attention(nn.Module):
     """Attention of all positions of a (B, H, W, C) map in 8 heads, plus a local position encoding.
 
