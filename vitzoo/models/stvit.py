@@ -697,7 +697,7 @@ def _cfg(**kwargs) -> dict:
 def _hub(filename: str, **kwargs) -> dict:
     return _cfg(
         hf_hub_id='csncsn/STViT-R', hf_hub_filename=filename, custom_load='hf',  # our reader: the files are pickles with more than weights
-        origin_url='https://github.com/changsn/STViT-R', paper_ids='arXiv:2303.08685', license='mit', **kwargs)
+        origin_url='https://github.com/changsn/STViT-R', paper_ids='arXiv:2303.08685', license='mit (the code; not stated for the files)', **kwargs)
 
 
 def _coco(size: str) -> dict:
