@@ -548,6 +548,8 @@ def test_folded_model_is_the_same_and_does_less(name):
 def test_folded_features(name):
     features = build(name, features_only=True)
     x = image(*fit(features.model, 64, 96))
+    if getattr(features.model, 'selects', False):  # rounding decides near ties
+        features, x = features.double(), x.double()
     with torch.no_grad():
         assert_same(reparameterize_model(features)(x), features(x))
 
