@@ -31,6 +31,8 @@ FILES = ('tests/conftest.py', 'tests/test_models.py')
 NOT_APPLICABLE = {
     'test_model_forward_torchscript': 'torch.jit.script is deprecated; torch.compile and torch.export take the models',
     'test_model_forward_fx_torchscript': 'torch.jit.script is deprecated; torch.compile and torch.export take the models',
+    'test_model_load_pretrained': 'downloads published weights; tests/models/test_stvit.py does the same with a small hub of its own',
+    'test_model_features_pretrained': 'downloads published weights; tests/models/test_stvit.py does the same with a small hub of its own',
 }
 
 # Models of tokens at one stride. timm tells them from pyramids by a list of name patterns, which ends up in its filters.

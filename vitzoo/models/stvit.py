@@ -26,7 +26,7 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models._manipulate import checkpoint
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import check_options
+from ..layers import Gelu, check_options
 from ._pretrained import Layout, build_model
 from ._pyramid import Pyramid, Stage
 
@@ -334,15 +334,6 @@ class TokenAttention(nn.Module):
 
 
 # ---- blocks
-
-class Gelu(nn.GELU):
-    """GELU that writes over its input where no gradient is asked for: at larger batches, fresh memory costs more than the function."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
-        return torch.ops.aten.gelu_(x)
-
 
 class SwinBlock(nn.Module):
     """Window attention and MLP on image tokens (B, N, C), see `WindowAttention`."""
@@ -697,7 +688,7 @@ def _cfg(**kwargs) -> dict:
 def _hub(filename: str, **kwargs) -> dict:
     return _cfg(
         hf_hub_id='csncsn/STViT-R', hf_hub_filename=filename, custom_load='hf',  # our reader: the files are pickles with more than weights
-        origin_url='https://github.com/changsn/STViT-R', paper_ids='arXiv:2303.08685', license='mit (the code; not stated for the files)', **kwargs)
+        origin_url='https://github.com/changsn/STViT-R', paper_ids='arXiv:2303.08685', license='mit (the code)', **kwargs)
 
 
 def _coco(size: str) -> dict:
