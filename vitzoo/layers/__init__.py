@@ -1,4 +1,5 @@
 """Parts that more than one family uses."""
+from .activations import Gelu as Gelu
 from .checks import check_image as check_image
 from .checks import check_options as check_options
 from .nhwc import BatchNormNhwc as BatchNormNhwc
