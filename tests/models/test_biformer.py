@@ -467,8 +467,17 @@ def test_exported_graph_splits_nothing():
     assert max(node.meta['val'].ndim for node in nodes if 'permute' in node.name or 'transpose' in node.name) <= 5
 
 
-def test_says_that_it_chooses():
-    assert timm.create_model('biformer_micro').selects
+@pytest.mark.parametrize('name, opset', [('biformer_micro', 17), ('biformer_micro', 20), ('biformer_nchw_micro', 20)])
+def test_exports_to_onnx(name, opset, tmp_path):
+    """At a size that is padded in every stage."""
+    for module in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(module)
+    model = timm.create_model(name, num_classes=10).eval()
+    assert model.selects
+    report = vitzoo.export_onnx(model, tmp_path / 'model.onnx', (72, 136), opset=opset, rounds=0)
+    assert [check.batch for check in report.checks] == [1, 3] and not any(check.resolved for check in report.checks)
+    with pytest.raises(ValueError, match='one file per size'):
+        vitzoo.export_onnx(model, tmp_path / 'model.onnx', (72, 136), dynamic_size=True)
 
 
 def test_learns():
