@@ -541,7 +541,7 @@ def test_folded_model_is_the_same_and_does_less(name):
         assert_same(reparameterize_model(folded)(x), folded(x), 0)  # folding twice is folding once
     meta = torch.empty(1, 3, *fit(model, 64, 96), device='meta')
     before, after = (count_traffic(on_meta(m), meta) for m in (model, folded))
-    assert after.operators < before.operators and after.bytes < before.bytes
+    assert after.operators <= before.operators and after.bytes < before.bytes
 
 
 @every_model

@@ -18,7 +18,7 @@ from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, trunc_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import BatchNormNhwc, ResidualDwConv, check_options
+from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options
 from ._pretrained import Layout, build_model
 from ._pyramid import Pyramid, Stage
 
@@ -264,7 +264,7 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
-        self.act = nn.GELU()
+        self.act = Gelu()
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -338,7 +338,7 @@ class Stem(nn.Sequential):
         if swin_layout:
             super().__init__(ConvNorm(in_chans, dim, kernel_size=4, stride=4, pad=pad, **dd))
         else:
-            super().__init__(ConvNorm(in_chans, dim // 2, **dd), nn.GELU(), ConvNorm(dim // 2, dim, **dd))
+            super().__init__(ConvNorm(in_chans, dim // 2, **dd), Gelu(), ConvNorm(dim // 2, dim, **dd))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # from here on every map lies channels last in memory

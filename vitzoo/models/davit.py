@@ -17,7 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
-from ..layers import ResidualDwConv, check_options
+from ..layers import Gelu, ResidualDwConv, check_options
 from ._pretrained import Layout, build_model
 from ._pyramid import Pyramid, Stage
 
@@ -53,28 +53,20 @@ def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int])
     return (x.unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).view(B, H, W, C)
 
 
-@register_notrace_function
-def gelu(x: torch.Tensor) -> torch.Tensor:
-    """Exact GELU of a tensor that nothing else needs: in place in inference, where fresh memory costs more than the function."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return F.gelu(x)
-    return torch.ops.aten.gelu_(x)
-
-
 class ConvPosEnc(nn.Module):
     """x + depthwise 3x3 (x) on a (B, H, W, C) map, with `act` a GELU on the second term."""
 
     def __init__(self, dim: int, act: bool = False, device=None, dtype=None):
         super().__init__()
-        self.act = act
+        self.act = Gelu() if act else None
         if act:
             self.proj = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
         else:
             self.proj = ResidualDwConv(dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.act:
-            return x + gelu(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        if self.act is not None:
+            return x + self.act(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         return self.proj(x)
 
 
@@ -173,10 +165,11 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
+        self.act = Gelu()
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):

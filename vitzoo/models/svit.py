@@ -18,7 +18,7 @@ from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tup
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ..layers import BatchNormNhwc, ResidualDwConv, check_options
+from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options
 from ._pretrained import Layout, build_model
 from ._pyramid import Pyramid, Stage
 
@@ -134,7 +134,7 @@ class ConvMlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
-        self.act = nn.GELU()
+        self.act = Gelu()
         self.dwconv = ResidualDwConv(hidden_dim, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
@@ -236,7 +236,7 @@ class Stem(nn.Sequential):
         layers = []
         for in_dim, out_dim, stride in ((in_chans, dim // 2, 2), (dim // 2, dim // 2, 1), (dim // 2, dim, 2), (dim, dim, 1)):
             layers += [nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=stride, padding=1, device=device, dtype=dtype),
-                       nn.GELU(), nn.BatchNorm2d(out_dim, device=device, dtype=dtype)]
+                       Gelu(), nn.BatchNorm2d(out_dim, device=device, dtype=dtype)]
         super().__init__(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
