@@ -328,6 +328,17 @@ def test_dense_file(source):
             torch.testing.assert_close(m, expected.permute(0, 3, 1, 2))
 
 
+def test_detector_file_for_timm_s_features(source, tmp_path):
+    state = publish(source, OFFICIAL, no_head, 'backbone.') | {'neck.conv.weight': torch.zeros(1)}
+    torch.save({'state_dict': state}, tmp_path / 'detector.pth')
+    overlay = dict(file=str(tmp_path / 'detector.pth'))
+    features = timm.create_model('vz_davit_micro', pretrained=True, features_only=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for m, expected in zip(features(x), source.forward_intermediates(x, intermediates_only=True), strict=True):
+            assert torch.equal(m, expected)
+
+
 def test_dense_file_without_its_first_norm(source):
     """RetinaNet takes levels 1 to 3 alone."""
     state = publish(source, OFFICIAL, no_head) | norms([info['num_chs'] for info in source.feature_info])
@@ -370,7 +381,7 @@ def test_incomplete_file_is_refused(source):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_florence_file():
+def test_florence_file(tmp_path):
     source = randomize(timm.create_model('vz_davit_fl_micro', num_classes=0))
     tower = publish(source, FLORENCE, no_head, 'vision_tower.')
     rest = {'image_projection': torch.zeros(1), 'image_proj_norm.weight': torch.zeros(1), 'language_model.lm_head.weight': torch.zeros(1)}
@@ -385,6 +396,10 @@ def test_florence_file():
         assert torch.equal(model.eval().forward_features(x), source.forward_features(x))
     features = timm.create_model('vz_davit_fl_micro', features_only=True)
     assert not vitzoo.load_checkpoint(features, tower).new
+    torch.save(tower | rest, tmp_path / 'florence.bin')
+    again = timm.create_model('vz_davit_fl_micro', pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'florence.bin'))).eval()
+    with torch.no_grad():
+        assert torch.equal(again.forward_features(x), source.forward_features(x))
 
 
 @pytest.mark.parametrize('name, other', [('vz_davit_tiny', 'vz_davit_small'), ('vz_davit_small', 'vz_davit_tiny'),
