@@ -331,8 +331,8 @@ def test_dense_file(source):
 def test_detector_file_for_timm_s_features(source, tmp_path):
     state = publish(source, OFFICIAL, no_head, 'backbone.') | {'neck.conv.weight': torch.zeros(1)}
     torch.save({'state_dict': state}, tmp_path / 'detector.pth')
-    overlay = dict(file=str(tmp_path / 'detector.pth'))
-    features = timm.create_model('vz_davit_micro', pretrained=True, features_only=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
+    options = dict(features_only=True, num_classes=0, pretrained_cfg_overlay=dict(file=str(tmp_path / 'detector.pth')))
+    features = timm.create_model('vz_davit_micro', pretrained=True, **options).eval()
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         for m, expected in zip(features(x), source.forward_intermediates(x, intermediates_only=True), strict=True):
