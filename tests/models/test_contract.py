@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from timm.models import get_notrace_functions, get_notrace_modules, group_parameters, list_modules
+from timm.models import VisionTransformer, get_notrace_functions, get_notrace_modules, group_parameters, list_modules
 from timm.optim import param_groups_layer_decay
 from timm.utils import reparameterize_model
 from torch import nn
@@ -487,6 +487,17 @@ def test_bad_value_is_a_value_error(name, kwargs):
     if option in ('num_classes', 'global_pool'):
         with pytest.raises(ValueError, match=f'{option}={value!r}: expected'):
             timm.create_model(name).reset_classifier(**{'num_classes': 2, **kwargs})
+
+
+@every_model
+def test_classes_need_pooling(name):
+    model = build(name)
+    if isinstance(model, VisionTransformer):
+        pytest.skip('classifies every token then, as a ViT of timm does')
+    for call in (lambda: timm.create_model(name, global_pool=''), lambda: model.reset_classifier(5, '')):
+        with pytest.raises(ValueError, match="global_pool=''"):
+            call()
+    assert model.num_classes == 1000 and model.global_pool == 'avg'
 
 
 def test_unknown_name_is_an_error():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitzoo.checkpoints import LoadReport, load_checkpoint, local_file
-from vitzoo.models._pretrained import OUT_NORM, read_checkpoint, strip_prefixes
+from vitzoo.models._pretrained import OUT_NORM, convert, read_checkpoint, strip_prefixes
 
 STRIDES = (4, 8, 16, 32)
 
@@ -126,6 +126,7 @@ class DenseBackbone(nn.Module):
         source = cfg.get('file') or (cfg.get('hf_hub_filename') and f'hf-hub:{cfg["hf_hub_id"]}/{cfg["hf_hub_filename"]}')
         if source:
             state, own = strip_prefixes(read_checkpoint(local_file(source)))[0], self.state_dict()
+            state = convert(state, self.model).state
             self.load_state_dict({key: value for key, value in state.items() if OUT_NORM.match(key) and key in own}, strict=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:

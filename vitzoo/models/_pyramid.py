@@ -25,6 +25,12 @@ class Stage(nn.Module):
         return self.blocks(x)
 
 
+def _check_pool(num_classes: int, global_pool: str) -> None:
+    if num_classes and not global_pool:
+        raise ValueError(f"global_pool='' with num_classes={num_classes}: expected a pooling in front of the classifier, such as 'avg', "
+                         'or num_classes=0 for the map itself.')
+
+
 class Pyramid(PublishedWeights, nn.Module):
     """Base of the hierarchical families.
 
@@ -49,6 +55,8 @@ class Pyramid(PublishedWeights, nn.Module):
             self.num_features, self.num_classes, pool_type=self.global_pool, drop_rate=self.drop_rate, **factory_kwargs)
 
     def build_head(self, device=None, dtype=None) -> None:
+        """Raises ValueError on classes without pooling."""
+        _check_pool(self.num_classes, self.global_pool)
         self.head = self.make_head(device=device, dtype=dtype)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
@@ -78,8 +86,10 @@ class Pyramid(PublishedWeights, nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes, global_pool=global_pool or '')
+        global_pool = self.global_pool if global_pool is None else global_pool
+        _check_pool(num_classes, global_pool)
         self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.global_pool = global_pool
         like = next(self.parameters())
         self.build_head(like.device, like.dtype)
         self.head.train(self.training)
