@@ -342,6 +342,22 @@ def test_gradient_checkpointing_changes_nothing(name):
     assert_same([p.grad for p in again.parameters()], [p.grad for p in model.parameters()])
 
 
+@pytest.mark.parametrize('name', [name for name in NAMES if name.endswith('_micro')])
+def test_learns(name):
+    """Tells eight images of noise apart within a few steps."""
+    model = timm.create_model(name, num_classes=4, drop_path_rate=0.1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    x, labels = image(*fit(model), batch=8), torch.arange(8) % 4
+    losses = []
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
 # ---- state
 
 @every_model

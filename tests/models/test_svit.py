@@ -239,17 +239,3 @@ def test_memory_traffic(fold, megabytes, operators):
         model = timm.create_model('svit_small').eval()
     cost = vitzoo.profile(reparameterize_model(model) if fold else model, 224)
     assert cost.bytes_moved / 1e6 <= megabytes and cost.operators <= operators
-
-
-def test_learns():
-    model = timm.create_model('svit_micro', num_classes=4, drop_path_rate=0.1).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    x, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
-    losses = []
-    for _ in range(15):
-        loss = nn.functional.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
