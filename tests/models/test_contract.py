@@ -514,6 +514,10 @@ def test_classes_need_pooling(name):
         with pytest.raises(ValueError, match="global_pool=''"):
             call()
     assert model.num_classes == 1000 and model.global_pool == 'avg'
+    if not is_columnar(model):
+        model.reset_classifier(0, '')
+        model.reset_classifier(5)
+        assert model.global_pool == 'avg' and model(image(*fit(model))).shape == (2, 5)
 
 
 def test_unknown_name_is_an_error():

@@ -85,8 +85,13 @@ class Pyramid(PublishedWeights, nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier, with the pooling that the model has unless another is given, and 'avg' if it has none.
+
+        Raises ValueError on classes with `global_pool=''`, and on values that timm does not know.
+        """
         check_options(num_classes=num_classes, global_pool=global_pool or '')
-        global_pool = self.global_pool if global_pool is None else global_pool
+        if global_pool is None:
+            global_pool = self.global_pool or ('avg' if num_classes else '')
         _check_pool(num_classes, global_pool)
         self.num_classes = num_classes
         self.global_pool = global_pool
