@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from timm.models._features import FeatureGetterNet
 
-from .models._pretrained import OUT_NORM, StateDict, convert, keep_counters, read_checkpoint, strip_prefixes, unwrap
+from .models._pretrained import BESIDE_MODEL, StateDict, convert, keep_counters, read_checkpoint, strip_prefixes, unwrap
 
 
 @dataclass
@@ -67,9 +67,9 @@ def load_checkpoint(
 
     state, dropped = strip_prefixes(state)
     conversion, own = convert(state, target), target.state_dict()
-    norms = {k: conversion.state.pop(k) for k in list(conversion.state) if OUT_NORM.match(k)}
+    norms = {k: conversion.state.pop(k) for k in list(conversion.state) if BESIDE_MODEL.match(k)}
     if wrapper is not target:  # a dense backbone has its output norms beside the model
-        own_norms = {k: v for k, v in wrapper.state_dict().items() if OUT_NORM.match(k)}
+        own_norms = {k: v for k, v in wrapper.state_dict().items() if BESIDE_MODEL.match(k)}
         own.update(own_norms)
         norms = {k: v for k, v in norms.items() if k in own_norms or dropped.append(k)}
     else:

@@ -5,7 +5,9 @@ from torch import nn
 
 from vitzoo.dense import DenseBackbone
 
-HIERARCHICAL = ['svit_micro', 'resnet10t', 'convnext_atto', 'swin_tiny_patch4_window7_224', 'test_efficientnet', 'pvt_v2_b0']
+HIERARCHICAL = ['svit_micro', 'stvit_micro', 'biformer_micro', 'vz_davit_micro', 'resnet10t', 'convnext_atto',
+                'swin_tiny_patch4_window7_224', 'test_efficientnet', 'pvt_v2_b0']
+COLUMNAR = ['stvit_deit_micro', 'lookupvit_micro', 'test_vit', 'deit_tiny_distilled_patch16_224', 'xcit_nano_12_p16_224']
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def image(*size, in_chans=3):
     return torch.rand(1, in_chans, *size)
 
 
-@pytest.mark.parametrize('name', HIERARCHICAL)
+@pytest.mark.parametrize('name', HIERARCHICAL + COLUMNAR)
 @pytest.mark.parametrize('size', [(130, 158), (64, 96)])
 def test_maps_have_ceil_of_size_by_stride(name, size):
     model = DenseBackbone(name).eval()
@@ -29,7 +31,7 @@ def test_maps_have_ceil_of_size_by_stride(name, size):
     assert all(m.is_contiguous() for m in maps)
 
 
-@pytest.mark.parametrize('name', HIERARCHICAL)
+@pytest.mark.parametrize('name', HIERARCHICAL + COLUMNAR)
 @pytest.mark.parametrize('out_norm', [True, 'layer'])
 @pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2), (0,)])
 def test_every_parameter_gets_a_gradient(name, out_indices, out_norm):
@@ -90,6 +92,10 @@ def test_published_output_norm_of_the_family_is_used(monkeypatch):
     ('convnext_atto', 1, ['stem', 'stages.0'], ['stages.1']),
     ('test_efficientnet', 1, ['conv_stem', 'bn1', 'blocks.0', 'blocks.1'], ['blocks.2']),
     ('swin_tiny_patch4_window7_224', 4, ['patch_embed', 'layers.0', 'layers.3'], []),
+    ('lookupvit_micro', 0, ['patch_embed'], ['blocks.0']),
+    ('lookupvit_micro', 3, ['patch_embed', 'blocks.0', 'blocks.2'], ['blocks.3']),
+    ('stvit_deit_micro', 4, ['patch_embed', 'blocks.0', 'blocks.3'], ['recover']),
+    ('vit_tiny_patch16_224', 1, ['patch_embed', 'blocks.2'], ['blocks.3']),
 ])
 def test_frozen_stages(name, stages, frozen, free):
     model = DenseBackbone(name, frozen_stages=stages)
@@ -115,7 +121,8 @@ def test_norm_eval_keeps_running_statistics():
 
 
 @pytest.mark.parametrize('name, path', [
-    ('svit_micro', 'stages.2.blocks.0'), ('convnext_atto', 'stages.2.blocks.0'), ('test_efficientnet', 'blocks.2.0')])
+    ('svit_micro', 'stages.2.blocks.0'), ('lookupvit_micro', 'blocks.1'), ('convnext_atto', 'stages.2.blocks.0'),
+    ('test_efficientnet', 'blocks.2.0')])
 def test_checkpointing_recomputes_and_changes_no_gradient(name, path):
     plain, recomputing = DenseBackbone(name, norm_eval=True), DenseBackbone(name, norm_eval=True, with_cp=True)
     recomputing.load_state_dict(plain.state_dict())
@@ -178,13 +185,50 @@ def test_unknown_names():
 
 
 def test_missing_strides_are_named():
-    with pytest.raises(ValueError, match=r'strides \[16\]'):
-        DenseBackbone('test_vit')
-    assert DenseBackbone('test_vit', (2,)).strides == (16,)
-    with pytest.raises(ValueError, match=r'at \[16\]'):
-        DenseBackbone('test_vit', (2,), frozen_stages=1)
     with pytest.raises(ValueError, match=r'strides \[12, 17\]'):
         DenseBackbone('crossvit_tiny_240', (2,))
+    with pytest.raises(ValueError, match='patch_size=16'):
+        DenseBackbone('vit_small_patch14_dinov2')
+    assert DenseBackbone('vit_small_patch14_dinov2', (0, 2), patch_size=16).out_channels == (96, 384)
+
+
+@pytest.mark.parametrize('name', COLUMNAR)
+def test_columnar_model_keeps_its_grid(name):
+    """Level 2 is the last map itself, but for a norm over channels that is new."""
+    model = DenseBackbone(name, (2,)).eval()
+    assert model.strides == (16,) and [n for n, _ in model.pyramid.named_parameters()] == ['norm.weight', 'norm.bias']
+    x = image(130, 158)
+    with torch.inference_mode():
+        grid, = model.body(torch.nn.functional.pad(x, (0, -158 % 16, 0, -130 % 16)))
+        grid = torch.nn.functional.layer_norm(grid.permute(0, 2, 3, 1), grid.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
+        torch.testing.assert_close(model(x), [grid])
+
+
+def test_semantic_tokens_are_recovered_to_the_image():
+    """A position's map depends on the image there, not on its pooling window alone."""
+    model = DenseBackbone('stvit_deit_micro', (2,)).eval()
+    with torch.inference_mode():
+        grid, = model(image(224, 224))
+    assert model.model.recover is not None
+    assert len(grid[0].flatten(1).T.unique(dim=0)) == 14 * 14
+
+
+def test_levels_of_a_finer_grid():
+    model = DenseBackbone('lookupvit_micro', patch_size=8).eval()
+    dim = model.model.embed_dim
+    assert model.out_channels == (dim // 2, dim, dim, dim)
+    with torch.inference_mode():
+        levels = model(image(99, 130))
+    assert [m.shape[2:] for m in levels] == [(25, 33), (13, 17), (7, 9), (4, 5)]
+    torch.testing.assert_close(levels[3][0, :, 3, 4], levels[1][0, :, 12:, 16:].amax((1, 2)))
+
+
+def test_model_of_one_size():
+    model = DenseBackbone('mixer_s32_224', (2, 3)).eval()
+    with torch.inference_mode():
+        assert [m.shape[2:] for m in model(image(220, 193))] == [(14, 13), (7, 7)]
+        with pytest.raises(ValueError, match='224x224 alone, got 224x256'):
+            model(image(224, 256))
 
 
 @pytest.mark.parametrize('x', [torch.rand(3, 64, 64), torch.rand(1, 4, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])

@@ -1,4 +1,4 @@
-"""`DenseBackbone`: one interface to the feature maps of every hierarchical model, ours or timm's."""
+"""`DenseBackbone`: one interface to the feature maps of every model, ours or timm's, hierarchical or columnar."""
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, to_2tuple
 from timm.models._features import FeatureGetterNet
 from timm.models._helpers import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitzoo.checkpoints import LoadReport, load_checkpoint, local_file
-from vitzoo.models._pretrained import OUT_NORM, convert, read_checkpoint, strip_prefixes
+from vitzoo.models._pretrained import BESIDE_MODEL, convert, read_checkpoint, strip_prefixes
+
+from .pyramid import SimpleFeaturePyramid
 
 STRIDES = (4, 8, 16, 32)
 
@@ -28,13 +30,22 @@ class DenseBackbone(nn.Module):
         checkpoint_path: what `load` takes: a file in any published layout; instead of `pretrained`.
         out_norm: True for the normalisation that the family's published dense code puts on its outputs (the model class names it in
             `dense_norm`, a function of the channels; most have none), `'layer'` for a LayerNorm over the channels, False for none.
-        frozen_stages: 0 freezes the stem, k also the first k stages: no gradient, and eval mode whatever `train()` says. -1: nothing.
+        frozen_stages: 0 freezes the stem, k also the first k stages (quarters of a columnar model's blocks): no gradient, and eval mode
+            whatever `train()` says. -1: nothing.
         norm_eval: keep every BatchNorm in eval mode, so that its running statistics stay as they are.
         with_cp: recompute activations in the backward pass to save memory.
         model_kwargs: go to the model (`in_chans`, `drop_path_rate`, ...).
 
     Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
-    are cropped. Attributes: `body` (the feature model), `out_indices`, `out_channels` and `strides` (one entry a map).
+    are cropped. A columnar model (ViT, STViT-DeiT, LookupViT), whose maps have one stride, gives its last one, recovered to the full
+    grid where it dropped tokens, and a `SimpleFeaturePyramid` makes the levels of it.
+
+    Attributes: `body` (the feature model), `pyramid` (None for a hierarchical model), `out_indices`, `out_channels` and `strides` (one
+    entry a map).
+
+    Raises:
+        ValueError: an argument out of range; a model without the levels asked for; an image of another form, or of another size where
+            the model knows only one.
     """
 
     def __init__(
@@ -54,18 +65,20 @@ class DenseBackbone(nn.Module):
         out_indices = tuple(out_indices)
         _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages)
 
-        probe, model_kwargs = _probe(model_name, model_kwargs)
-        levels = _find_levels(model_name, probe, out_indices)
+        probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
+        infos, grid_stride = list(probe.feature_info.info), _grid_stride(model_name, probe)
+        levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices)
         self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
 
         self.model_name = model_name
         self.out_indices = out_indices
-        self.out_channels = tuple(self.body.feature_info.channels())
         self.strides = tuple(STRIDES[i] for i in out_indices)
+        self.pyramid = SimpleFeaturePyramid(*self.body.feature_info.channels(), grid_stride, self.strides) if grid_stride else None
+        self.out_channels = tuple(self.pyramid.out_channels if grid_stride else self.body.feature_info.channels())
         self.in_chans = model_kwargs.get('in_chans', self.body.pretrained_cfg['input_size'][0])
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.multiple = 1 if self._is_ours else max(info['reduction'] for info in self.body.feature_info.info)
+        self.multiple = 1 if self._is_ours else max(info['reduction'] for info in infos)
 
         norm = _output_norm(self.model, out_norm)
         for i, channels in zip(out_indices, self.out_channels, strict=True):
@@ -77,7 +90,7 @@ class DenseBackbone(nn.Module):
         if checkpoint_path is not None:
             self.load(checkpoint_path)
 
-        frozen = _modules_until_stage(self.model, self.body.feature_info.info, frozen_stages)
+        frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
         for module in frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
@@ -127,7 +140,7 @@ class DenseBackbone(nn.Module):
         if source:
             state, own = strip_prefixes(read_checkpoint(local_file(source)))[0], self.state_dict()
             state = convert(state, self.model).state
-            self.load_state_dict({key: value for key, value in state.items() if OUT_NORM.match(key) and key in own}, strict=False)
+            self.load_state_dict({key: value for key, value in state.items() if BESIDE_MODEL.match(key) and key in own}, strict=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] != self.in_chans or not x.is_floating_point():
@@ -135,8 +148,13 @@ class DenseBackbone(nn.Module):
         height, width = x.shape[-2:]
         if height % self.multiple or width % self.multiple:
             x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        if self.fixed_size and x.shape[-2:] != self.fixed_size:
+            raise ValueError(f'{self.model_name} takes images of {self.fixed_size[0]}x{self.fixed_size[1]} alone, got {height}x{width}; '
+                             'build it with another img_size, if it has that argument, or choose a model that takes any size')
         maps = self.body(x)
-        if self.multiple > 1:
+        if self.pyramid is not None:
+            maps = self.pyramid(maps[0], (height, width))
+        elif self.multiple > 1:
             maps = [self._crop(m, stride, height, width) for m, stride in zip(maps, self.strides, strict=True)]
         return [getattr(self, f'norm{level}')(m).contiguous() for level, m in zip(self.out_indices, maps, strict=True)]
 
@@ -179,8 +197,8 @@ def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_n
         raise ValueError(f'unknown model {model_name!r}' + (f'; did you mean {", ".join(close)}?' if close else '; see timm.list_models()'))
 
 
-def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict]:
-    """Build the feature model without memory, for its facts, and find the arguments that build it.
+def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[int, int] | None]:
+    """Build the feature model without memory, for its facts, and find the arguments that build it; and the only size it takes, if so.
 
     timm answers an argument that a model does not have with a TypeError. Preferred are its getter wrapper (it keeps parameter names and
     drops what lies behind the last level) and the option that frees a model from its fixed input size.
@@ -193,14 +211,33 @@ def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict]:
     try:
         body, kwargs = build(feature_cls='getter')
     except TypeError:
-        return build()
-    if body.pretrained_cfg.get('fixed_input_size'):
-        for option in ('strict_img_size', False), ('dynamic_img_size', True):
-            try:
-                return build(feature_cls='getter', **dict([option]))
-            except TypeError:
-                continue
-    return body, kwargs
+        return *build(), None
+    if not body.pretrained_cfg.get('fixed_input_size'):
+        return body, kwargs, None
+    for option in ('strict_img_size', False), ('dynamic_img_size', True):
+        try:
+            return *build(feature_cls='getter', **dict([option])), None
+        except TypeError:
+            continue
+    in_chans, *size = body.pretrained_cfg['input_size']
+    size = to_2tuple(kwargs.get('img_size') or size)
+    try:  # some that are said to have a fixed size take others
+        body(torch.empty(1, kwargs.get('in_chans', in_chans), 2 * size[0], 3 * size[1], device='meta'))
+    except (AssertionError, RuntimeError):
+        return body, kwargs, size
+    return body, kwargs, None
+
+
+def _grid_stride(model_name: str, body: nn.Module) -> int | None:
+    """The stride of a columnar model's maps, None if it is hierarchical."""
+    strides = {info['reduction'] for info in body.feature_info.info}
+    if len(strides) > 1:
+        return None
+    stride, = strides
+    if stride & (stride - 1):
+        raise ValueError(f'{model_name} has patches of {stride} pixels, levels of strides 4, 8, 16, 32 need a power of two; pass '
+                         'patch_size=16, to which timm resamples the patch embedding of a ViT')
+    return stride
 
 
 def _find_levels(model_name: str, body: nn.Module, out_indices: Sequence[int]) -> tuple[int, ...]:
@@ -232,7 +269,7 @@ def _enable_checkpointing(model_name: str, model: nn.Module) -> None:
         raise ValueError(f'{model_name} has no gradient checkpointing; leave with_cp=False') from e
 
 
-def _modules_until_stage(model: nn.Module, levels: list[dict], stages: int) -> list[nn.Module]:
+def _modules_until_stage(model: nn.Module, levels: list[dict], columnar: bool, stages: int) -> list[nn.Module]:
     """The stem and the first `stages` stages, as modules to be taken without their children.
 
     Modules are registered in the order of use (timm's feature wrappers rely on it too), so this is all that comes before the end of the
@@ -241,10 +278,13 @@ def _modules_until_stage(model: nn.Module, levels: list[dict], stages: int) -> l
     if stages < 0:
         return []
     names = [name for name, _ in model.named_modules()]
-    paths, stride = {info['reduction']: info['module'] for info in levels}, STRIDES[max(stages, 1) - 1]
-    if stride not in paths:
-        raise ValueError(f'frozen_stages={stages} ends at stride {stride}, the stages of this model are at {sorted(paths)}')
-    path = paths[stride]
+    if columnar:
+        path = levels[-(-len(levels) * max(stages, 1) // 4) - 1]['module']
+    else:
+        paths, stride = {info['reduction']: info['module'] for info in levels}, STRIDES[max(stages, 1) - 1]
+        if stride not in paths:
+            raise ValueError(f'frozen_stages={stages} ends at stride {stride}, the stages of this model are at {sorted(paths)}')
+        path = paths[stride]
     if stages == 0:
         end = names.index(path.split('.')[0])
     else:

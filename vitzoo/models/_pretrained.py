@@ -17,8 +17,8 @@ StateDict = dict[str, torch.Tensor]
 # What published training scripts stored beside the weights. Both load as inert containers.
 INERT_GLOBALS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 
-# DenseBackbone's output norms, named as published dense backbones name theirs.
-OUT_NORM = re.compile(r'^norm\d\.')
+# What a DenseBackbone has beside its model: output norms, named as published dense backbones name theirs, and a columnar model's pyramid.
+BESIDE_MODEL = re.compile(r'^(norm\d|pyramid)\.')
 
 # Families whose names or files are easily confused: how to call them, and a pattern that some key of each published file has.
 KNOWN_LAYOUTS = (
@@ -194,7 +194,7 @@ class PublishedWeights:
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     """Any published layout of the model's family to ours, in the form that timm's builder wants."""
     conversion, own = convert(strip_prefixes(state)[0], model), model.state_dict()
-    state = {name: value for name, value in conversion.state.items() if not OUT_NORM.match(name)}
+    state = {name: value for name, value in conversion.state.items() if not BESIDE_MODEL.match(name)}
     return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
 
 
