@@ -41,6 +41,7 @@ class ImageFolder(datasets.ImageFolder):
     def __init__(self, root: str, input_size: int | Sequence[int], is_training: bool = False, **transform_kwargs):
         size = input_size if isinstance(input_size, int) else tuple(input_size)
         super().__init__(root, transform=create_transform(size, is_training=is_training, **transform_kwargs))
+        self.metainfo = dict(classes=self.classes)  # goes into checkpoints
 
 
 @METRICS.register_module()
