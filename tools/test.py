@@ -11,13 +11,15 @@ def main():
     parser = argparse.ArgumentParser(description='Evaluate a checkpoint on the test data of its config.')
     parser.add_argument('config')
     parser.add_argument('checkpoint')
+    parser.add_argument('--backbone', metavar='MODEL', help="any of timm's and ours, instead of the config's own")
     parser.add_argument('--work-dir', help='for logs; default work_dirs/CONFIG')
     parser.add_argument('--seed', type=int)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='such as test_dataloader.batch_size=8')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     args = parser.parse_args()
 
-    cfg = setup(args.config, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher, seed=args.seed)
+    cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
+                seed=args.seed)
     cfg.load_from = args.checkpoint
     Runner.from_cfg(cfg).test()
 

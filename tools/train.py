@@ -10,6 +10,7 @@ from vitzoo.mm import setup
 def main():
     parser = argparse.ArgumentParser(description='Train what a config describes.')
     parser.add_argument('config')
+    parser.add_argument('--backbone', metavar='MODEL', help="any of timm's and ours, instead of the config's own")
     parser.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/CONFIG')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='go on from it, or from the latest in work-dir')
     parser.add_argument('--seed', type=int)
@@ -17,7 +18,8 @@ def main():
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     args = parser.parse_args()
 
-    cfg = setup(args.config, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher, seed=args.seed)
+    cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
+                seed=args.seed)
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     Runner.from_cfg(cfg).train()

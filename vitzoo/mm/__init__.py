@@ -9,7 +9,7 @@ require('mmengine', 'mm')
 
 from .backbone import Backbone  # noqa: E402
 from .classifier import Accuracy, Classifier, ImageFolder  # noqa: E402
-from .config import config_path, setup  # noqa: E402
+from .config import config_path, set_backbone, setup  # noqa: E402
 from .losses import ClassDiceLoss  # noqa: E402
 from .ops import activate  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
@@ -21,5 +21,5 @@ allow_runner_checkpoints()
 
 __all__ = [
     'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook', 'config_path',
-    'setup',
+    'set_backbone', 'setup',
 ]

@@ -1,5 +1,6 @@
 """From a config file to a config that runs on this machine: what every entry point does first."""
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 import vitzoo
+from vitzoo.dense import DenseBackbone
+
+from .classifier import Classifier
 
 CONFIGS = Path(vitzoo.__file__).parents[1] / 'configs'
 
@@ -21,9 +25,52 @@ def config_path(name: str) -> Path:
     return path
 
 
+def set_backbone(cfg: Config, model_name: str, **model_kwargs) -> Config:
+    """Put another model into a config, in place: another backbone, with the channels of neck or heads fitted to it, or another classifier.
+
+    Args:
+        cfg: of a detector or segmentor, whose backbone may be anybody's, or of a `vitzoo.Classifier`.
+        model_name: any of timm's and ours that `DenseBackbone` takes.
+        model_kwargs: go to `vitzoo.Backbone` or `vitzoo.Classifier`. Of what the config says of its former model, only the wanted levels
+            and, of a classifier, what is not the model's own (number of classes, label smoothing, ...) stay.
+
+    Raises:
+        ValueError: no backbone to replace, or a neck or head that takes another number of maps than there are levels.
+    """
+    model = cfg.model
+    if model.get('type') == 'vitzoo.Classifier':
+        keep = {'type', 'num_classes', 'in_chans', *inspect.signature(Classifier).parameters}
+        cfg.model = {**{key: value for key, value in model.items() if key in keep}, 'model_name': model_name, **model_kwargs}
+        return cfg
+    if not model.get('backbone'):
+        raise ValueError(f'a model of type {model.get("type")!r} has no backbone; expected a detector, a segmentor or vitzoo.Classifier')
+    backbone = dict(model_name=model_name, out_indices=tuple(model.backbone.get('out_indices', (0, 1, 2, 3)))) | model_kwargs
+    with torch.device('meta'):
+        weightless = {key: value for key, value in backbone.items() if key not in ('pretrained', 'checkpoint_path', 'init_cfg')}
+        channels = DenseBackbone(**weightless).out_channels
+    for name in ['neck'] if model.get('neck') else ['decode_head', 'auxiliary_head', 'panoptic_head', 'bbox_head', 'rpn_head']:
+        part = model.get(name) or []
+        for module in (part[:1] if name == 'neck' else part) if isinstance(part, list) else [part]:
+            _fit_in_channels(module, list(channels), name)
+    model.backbone = dict(type='vitzoo.Backbone', **backbone)
+    return cfg
+
+
+def _fit_in_channels(module: ConfigDict, channels: list[int], name: str) -> None:
+    """Of a neck or head that takes maps of the backbone."""
+    old, index = module.get('in_channels'), module.get('in_index')
+    if isinstance(old, int):
+        module.in_channels = channels[-1 if index is None else index]
+    elif old is not None:
+        if len(old) != len(index or channels):
+            raise ValueError(f'{name} takes {len(old)} maps, the backbone gives {len(channels)}; set out_indices or in_channels to fit')
+        module.in_channels = [channels[i] for i in index or range(len(channels))]
+
+
 def setup(
         config: str | os.PathLike | Config,
         *,
+        backbone: str | None = None,
         cfg_options: dict | None = None,
         work_dir: str | os.PathLike | None = None,
         launcher: str = 'none',
@@ -36,8 +83,9 @@ def setup(
 
     Args:
         config: path, or a Config to be changed in place.
+        backbone: name of a model to put in, see `set_backbone`; overrides come after it.
         cfg_options: dotted names to values ('train_cfg.max_iters': 100).
-        work_dir: for logs and checkpoints; else the config's own, else work_dirs/ and the config's name.
+        work_dir: for logs and checkpoints; else the config's own, else work_dirs/ and the name of the config (and of `backbone`).
         launcher: 'none', or 'pytorch' under torchrun ('slurm' and 'mpi' with GPUs).
 
     Raises:
@@ -48,11 +96,13 @@ def setup(
         raise ImportError("mmengine finds configs such as 'mmdet::...' through pkg_resources, which setuptools dropped in version 82 and "
                           'new virtual environments lack: pip install "setuptools<82"')
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
+    if backbone is not None:
+        set_backbone(cfg, backbone)
     cfg.merge_from_dict(cfg_options or {})
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs', Path(cfg.filename).stem))
+        cfg.work_dir = str(Path('work_dirs', '-'.join([Path(cfg.filename).stem, *([backbone] if backbone else [])])))
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     cfg.launcher = launcher
