@@ -1,4 +1,4 @@
-"""Objects or regions by a detector of MMDetection or a segmentor of MMSegmentation, for `vitzoo predict`."""
+"""Objects, regions or classes by a model of MMDetection, MMSegmentation or our classification configs, for `vitzoo predict`."""
 import contextlib
 import io
 import warnings
@@ -9,12 +9,13 @@ from PIL import Image
 
 
 class MmPredictor:
-    """Call it with an RGB image: what was found, as JSON data, and a picture of it. `columns` and `lines` put that in a table.
+    """Call it with an RGB image: what was found, as JSON data, and pictures of it. `columns` and `lines` put that in a table.
 
-    Detections below `threshold` are left out.
+    A detector's objects have a `mask`, if it makes them, in COCO's compressed run-length code (`pycocotools.mask.decode` reads it); a
+    segmentor gives the label map as a second picture, whose pixel values are the class indices. Detections below `threshold` are left out.
 
     Raises:
-        ValueError: a file is missing, or the config is for neither library.
+        ValueError: a file is missing, the checkpoint does not fit, or the config is for none of these libraries.
         ImportError: the extra `mm` is not installed.
     """
 
@@ -27,48 +28,80 @@ class MmPredictor:
         import vitzoo.mm
         self.threshold = threshold
         cfg = vitzoo.mm.setup(config)
-        scope = cfg.get('default_scope')
+        scope, device = cfg.get('default_scope'), 'cuda:0' if torch.cuda.is_available() else 'cpu'
         # those libraries deprecate a lot on import, and say what they load on stdout
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter('ignore')
             if scope == 'mmdet':
                 from mmdet.apis import inference_detector, init_detector
-                self.task, self.infer, init = 'detection', inference_detector, init_detector
+                self.task, self.columns, self.find = 'detection', ('found', 'best score'), self.find_objects
+                self.infer, self.model = inference_detector, init_detector(cfg, checkpoint, device=device)
             elif scope == 'mmseg':
                 from mmseg.apis import inference_model, init_model
-                self.task, self.infer, init = 'segmentation', inference_model, init_model
+                self.task, self.columns, self.find = 'segmentation', ('class', 'share'), self.find_regions
+                self.infer, self.model = inference_model, init_model(cfg, checkpoint, device=device)
+            elif cfg.get('model', {}).get('type') == 'vitzoo.Classifier':
+                from vitzoo.mm.inference import inference_classifier, init_classifier
+                self.task, self.columns, self.find = 'classification', ('class', 'probability'), self.find_classes
+                self.infer, self.model = inference_classifier, init_classifier(cfg, checkpoint, device=device)
             else:
-                raise ValueError(f'{config}: default_scope={scope!r}; expected a config of MMDetection or MMSegmentation (mmdet, mmseg)')
-            self.model = init(cfg, checkpoint, device='cuda:0' if torch.cuda.is_available() else 'cpu')
+                raise ValueError(f'{config}: default_scope={scope!r}; expected a config of MMDetection or MMSegmentation (mmdet, mmseg), '
+                                 'or one with a vitzoo.Classifier')
+            if self.task != 'classification':
+                vitzoo.load_checkpoint(self.model, checkpoint)  # those libraries pass over what does not fit
         self.classes = self.model.dataset_meta['classes']
         self.about = {'config': config, 'checkpoint': checkpoint, 'task': self.task, 'classes': list(self.classes)}
-        self.columns = ('found', 'best score') if self.task == 'detection' else ('class', 'share')
         self.right = self.columns[1:]
 
-    def __call__(self, image: Image.Image) -> tuple[dict, Image.Image]:
-        from vitzoo.viz import draw_detections, draw_segmentation
+    def __call__(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            sample = self.infer(self.model, np.ascontiguousarray(np.asarray(image)[..., ::-1]))  # these libraries read BGR
-        if self.task == 'segmentation':
-            regions = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
-            counts = np.bincount(regions.ravel(), minlength=len(self.classes))
-            shares = [{'class': int(i), 'name': self.classes[i], 'share': float(counts[i] / regions.size)}
-                      for i in np.argsort(-counts, kind='stable') if counts[i]]
-            return {'classes': shares}, draw_segmentation(image, regions, self.classes)
-        found = sample.pred_instances.cpu()
+            return self.find(image)
+
+    def find_objects(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
+        from pycocotools.mask import encode
+
+        from vitzoo.viz import draw_detections
+        found = self.infer(self.model, _bgr(image)).pred_instances.cpu()
         found = found[found.scores >= self.threshold]
         found = found[found.scores.argsort(descending=True)]
         masks = found.masks.numpy() if 'masks' in found else None
         boxes, labels, scores = found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy()
         objects = [{'label': int(label), 'name': self.classes[label], 'score': float(score), 'box': [round(float(v), 2) for v in box]}
                    for box, label, score in zip(boxes, labels, scores, strict=True)]
-        return {'objects': objects}, draw_detections(image, boxes, labels, scores, masks, self.classes)
+        if masks is not None:
+            for item, mask in zip(objects, masks, strict=True):
+                code = encode(np.asfortranarray(mask, np.uint8))
+                item['mask'] = {'size': code['size'], 'counts': code['counts'].decode('ascii')}
+        return {'objects': objects}, {'picture': draw_detections(image, boxes, labels, scores, masks, self.classes)}
+
+    def find_regions(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
+        from vitzoo.viz import draw_segmentation, palette
+        regions = self.infer(self.model, _bgr(image)).pred_sem_seg.data.squeeze(0).cpu().numpy()
+        counts = np.bincount(regions.ravel(), minlength=len(self.classes))
+        shares = [{'class': int(i), 'name': self.classes[i], 'share': float(counts[i] / regions.size)}
+                  for i in np.argsort(-counts, kind='stable') if counts[i]]
+        labels = Image.fromarray(regions.astype(np.uint8 if len(self.classes) <= 256 else np.uint16))
+        if labels.mode == 'L':
+            labels.putpalette([v for colour in palette(len(self.classes)) for v in colour])
+        return {'classes': shares}, {'picture': draw_segmentation(image, regions, self.classes), 'labels': labels}
+
+    def find_classes(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
+        from . import pictures
+        probabilities = self.infer(self.model, image).cpu().numpy()
+        best = np.argsort(-probabilities, kind='stable')[:5]
+        classes = [{'class': int(i), 'name': self.classes[i], 'probability': float(probabilities[i])} for i in best]
+        return {'classes': classes}, {'picture': pictures.classification(image, classes)}
 
     def lines(self, found: dict) -> list[tuple]:
         if 'classes' in found:
-            return [(c['name'], f'{c["share"]:.1%}') for c in found['classes'][:5]]
+            return [(c['name'], f'{c[self.columns[1]]:.1%}') for c in found['classes'][:5]]
         names = {}
         for o in found['objects']:
             names.setdefault(o['name'], []).append(o['score'])
         return [(f'{len(scores)} x {name}', f'{max(scores):.2f}') for name, scores in names.items()] or [('nothing', '')]
+
+
+def _bgr(image: Image.Image) -> np.ndarray:
+    """As these libraries read images."""
+    return np.ascontiguousarray(np.asarray(image)[..., ::-1])

@@ -7,7 +7,7 @@ from .onnx_model import OnnxModel
 
 
 class OnnxPredictor:
-    """Call it with an RGB image: what was found, as JSON data, and a picture of it. `columns` and `lines` put that in a table."""
+    """Call it with an RGB image: what was found, as JSON data, and {'picture': ...} of it. `columns` and `lines` put that in a table."""
 
     def __init__(self, path: str):
         self.model = OnnxModel(path)
@@ -16,16 +16,16 @@ class OnnxPredictor:
         self.columns = ('class', 'probability') if classifies else ('map', 'shape', 'mean length', 'longest')
         self.right = self.columns[1:]
 
-    def __call__(self, image: Image.Image) -> tuple[dict, Image.Image]:
+    def __call__(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
         if self.model.task == 'classification':
             classes = self.model.classify(image)
-            return {'classes': classes}, pictures.classification(image, classes)
+            return {'classes': classes}, {'picture': pictures.classification(image, classes)}
         maps = self.model.run(image)
         levels = {}
         for name, values in maps.items():
             lengths = np.linalg.norm(values, axis=0)
             levels[name] = {'shape': list(values.shape), 'mean_length': float(lengths.mean()), 'longest': float(lengths.max())}
-        return {'features': levels}, pictures.features(self.model.preprocessing.crop(image), maps)
+        return {'features': levels}, {'picture': pictures.features(self.model.preprocessing.crop(image), maps)}
 
     def lines(self, found: dict) -> list[tuple]:
         if 'classes' in found:

@@ -1,8 +1,9 @@
 """Predict what is in images, and draw it.
 
 With --onnx a file of "vitzoo export" is run in ONNX Runtime, without PyTorch: the likeliest classes of every image, or a picture of its
-feature maps. With --config and --checkpoint a detector or segmentor of MMDetection or MMSegmentation is run. Folders are searched for
-images. --out gets a picture for every image, and predictions.json.
+feature maps. With --config and --checkpoint a detector of MMDetection, a segmentor of MMSegmentation or a classifier from
+configs/classification is run. Folders are searched for images. --out gets a picture for every image (and its label map, NAME.labels.png,
+from a segmentor), and predictions.json. Images that cannot be read are reported and skipped.
 """
 import argparse
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from .output import Output
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--onnx', metavar='FILE', help='a file written by "vitzoo export"')
-    parser.add_argument('--config', metavar='FILE', help='a config of MMDetection or MMSegmentation')
+    parser.add_argument('--config', metavar='FILE', help='a config for tools/train.py')
     parser.add_argument('--checkpoint', metavar='FILE', help='the weights for --config')
     parser.add_argument('--threshold', type=float, default=.3, metavar='SCORE', help='detections below are left out (default: %(default)s)')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for pictures and predictions.json')
@@ -40,22 +41,23 @@ def run(args: argparse.Namespace, output: Output) -> int:
     results, failed = [], []
     for path, name in output.progress(list(pictures.items()), 'predicting'):
         try:
-            image = read_image(path)
-        except Exception as e:  # whatever the decoders stumble over
+            found, drawn = predictor(read_image(path))
+        except Exception as e:  # whatever decoders and models stumble over
             failed.append({'image': str(path), 'error': f'{type(e).__name__}: {" ".join(str(e).split())}'})
             continue
-        found, picture = predictor(image)
         make_folder((out / name).parent)
-        with replacing(out / name) as temporary:
-            picture.save(temporary, 'PNG')
-        results.append({'image': str(path), **found, 'picture': str(out / name)})
+        files = {kind: out / name if kind == 'picture' else out / name.with_suffix(f'.{kind}.png') for kind in drawn}
+        for kind, picture in drawn.items():
+            with replacing(files[kind]) as temporary:
+                picture.save(temporary, 'PNG')
+        results.append({'image': str(path), **found, **{kind: str(file) for kind, file in files.items()}})
     report = {**predictor.about, 'images': results, 'failed': failed}
     write_json(out / 'predictions.json', report)
     output.json(report)
     output.table(f'{len(results)} images, pictures and predictions.json in {out}', ('image', *predictor.columns),
                  _rows(results, predictor), right=predictor.right)
     for failure in failed:
-        output.note(f'vitzoo: {failure["image"]} could not be read ({failure["error"]})')
+        output.note(f'vitzoo: {failure["image"]} was skipped ({failure["error"]})')
     return 1 if failed else 0
 
 

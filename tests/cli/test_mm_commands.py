@@ -10,29 +10,24 @@ from vitzoo_cli import main
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 pytest.importorskip('sklearn')
+from mmengine.config import Config  # noqa: E402
+from pycocotools.mask import decode  # noqa: E402
 
 
 def untrained(name, tmp_path, **changes):
     """A config as a file, and a checkpoint for it with random weights as the Runner would save it."""
     import torch
-    from mmengine.registry import DefaultScope
+    from mmengine.registry import MODELS, init_default_scope
     from mmengine.runner import save_checkpoint
 
     import vitzoo.mm
     cfg = vitzoo.mm.setup(vitzoo.mm.config_path(name), cfg_options=changes)
     cfg.dump(tmp_path / 'config.py')
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        if cfg.default_scope == 'mmdet':
-            from mmdet.registry import MODELS
-            from mmdet.utils import register_all_modules
-        else:
-            from mmseg.registry import MODELS
-            from mmseg.utils import register_all_modules
-        register_all_modules(init_default_scope=False)
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-    meta = {'dataset_meta': {k.lower(): v for k, v in cfg.metainfo.items()}}
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    meta = {'dataset_meta': {k.lower(): v for k, v in cfg.get('metainfo', {}).items()}}
     save_checkpoint({'state_dict': model.state_dict(), 'meta': meta}, str(tmp_path / 'weights.pth'))
     files = {'--config': 'config.py', '--checkpoint': 'weights.pth', '--out': 'out'}
     return [word for option, name in files.items() for word in (option, str(tmp_path / name))] + ['--json']
@@ -56,6 +51,8 @@ def test_a_detector(tmp_path, scene, capsys):
     assert all(0 <= o['box'][0] <= o['box'][2] <= 160 and 0 <= o['box'][1] <= o['box'][3] <= 128 for o in objects)
     assert [o['score'] for o in objects] == sorted((o['score'] for o in objects), reverse=True)
     assert Image.open(report['images'][0]['picture']).size == (640, 512)
+    masks = [decode(o['mask']) for o in objects]
+    assert all(m.shape == (128, 160) for m in masks) and any(m.any() for m in masks)
 
 
 def test_a_segmentor(tmp_path, scene, capsys):
@@ -64,7 +61,41 @@ def test_a_segmentor(tmp_path, scene, capsys):
     assert main(['predict', scene, *options]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report['task'] == 'segmentation' and len(report['classes']) == 11
-    assert sum(c['share'] for c in report['images'][0]['classes']) == pytest.approx(1)
+    found = report['images'][0]
+    assert sum(c['share'] for c in found['classes']) == pytest.approx(1)
+    labels = np.asarray(Image.open(found['labels']))
+    assert {c['class']: c['share'] for c in found['classes']} == \
+        {i: pytest.approx(n / labels.size) for i, n in enumerate(np.bincount(labels.ravel())) if n}
+
+
+def test_a_classifier(tmp_path, scene, capsys):
+    import timm
+    import torch
+    from timm.data import create_transform
+    options = untrained('classification/svit_micro_digits', tmp_path)
+    capsys.readouterr()
+    assert main(['predict', scene, *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['task'] == 'classification' and report['classes'] == [str(i) for i in range(10)]
+    best = report['images'][0]['classes'][0]
+
+    model = timm.create_model('svit_micro', num_classes=10).eval()
+    weights = torch.load(tmp_path / 'weights.pth', weights_only=True)['state_dict']
+    model.load_state_dict({key.removeprefix('model.'): value for key, value in weights.items()})
+    size = Config.fromfile(tmp_path / 'config.py').test_dataloader.dataset.input_size
+    with torch.inference_mode():
+        expected = model(create_transform(size, crop_pct=1.0)(Image.open(scene))[None]).softmax(1)[0]
+    assert (best['class'], best['probability']) == (expected.argmax().item(), pytest.approx(expected.max().item(), abs=1e-5))
+
+
+@pytest.mark.parametrize('name', ['detection/mask-rcnn_svit_micro_digits', 'classification/svit_micro_digits'])
+def test_checkpoint_of_another_model(name, tmp_path, scene, capsys):
+    import torch
+    options = untrained(name, tmp_path)
+    torch.save({'state_dict': {'x': torch.zeros(1)}}, tmp_path / 'weights.pth')
+    capsys.readouterr()
+    assert main(['predict', scene, *options]) == 2
+    assert 'weights.pth' in capsys.readouterr().err and not (tmp_path / 'out').exists()
 
 
 def test_files_that_are_missing_and_configs_of_others(tmp_path, scene, capsys):

@@ -60,6 +60,21 @@ def test_probabilities_pictures_and_broken_files(tiny_onnx, images, tmp_path, ca
     assert written == ['more/x-2.png', 'more/x.png', 'predictions.json', 'red.png']
 
 
+def test_an_image_that_the_model_cannot_take(tiny_onnx, images, tmp_path, monkeypatch, capsys):
+    from vitzoo_cli.onnx_model import OnnxModel
+    classify = OnnxModel.classify
+
+    def refuse_upright(self, image):
+        if image.height > image.width:
+            raise ValueError('too narrow')
+        return classify(self, image)
+    monkeypatch.setattr(OnnxModel, 'classify', refuse_upright)
+    status, report, error = predict(capsys, images / 'red.png', images / 'more', '--onnx', tiny_onnx(), '--out', tmp_path / 'out')
+    assert status == 1 and 'x.png was skipped (ValueError: too narrow)' in error
+    assert [Path(i['image']).name for i in report['images']] == ['red.png', 'x.JPG']
+    assert [f['error'] for f in report['failed']] == ['ValueError: too narrow']
+
+
 def test_again_into_a_folder_among_the_images(tiny_onnx, images, capsys):
     model = tiny_onnx()
     first = predict(capsys, images, '--onnx', model, '--out', images / 'out')[1]
@@ -80,7 +95,7 @@ def test_table_for_people(tiny_onnx, images, tmp_path, capsys):
     assert main(['predict', str(images), '--onnx', str(tiny_onnx(class_names=None)), '--out', str(tmp_path / 'out')]) == 1
     captured = capsys.readouterr()
     assert all(word in captured.out for word in ('red.png', 'class 0', '%', '3 images'))
-    assert 'broken.jpeg could not be read' in captured.err
+    assert 'broken.jpeg was skipped' in captured.err
 
 
 @pytest.mark.parametrize('arguments, message', [
