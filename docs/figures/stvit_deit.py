@@ -32,7 +32,7 @@ def scenes(split: str, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     found = [make_scene(resolve_preset('standard'), 0, split, i) for i in range(num)]
     images = torch.from_numpy(np.stack([scene.image for scene in found])).permute(0, 3, 1, 2) / 127.5 - 1
     classes = F.one_hot(torch.from_numpy(np.stack([scene.semantic for scene in found])).long(), 11).permute(0, 3, 1, 2).float()
-    member = F.one_hot(torch.from_numpy(window_of_position(*MAP, *GRID))).float()  # (80, 16)
+    member = F.one_hot(window_of_position(*MAP, *GRID)).float()  # (80, 16)
     return images, (F.avg_pool2d(classes, PATCH).flatten(2) @ (member / member.sum(0))).transpose(1, 2)
 
 
@@ -62,9 +62,10 @@ def look(model: torch.nn.Module, images: torch.Tensor) -> tuple[np.ndarray, np.n
     for hook in hooks:
         hook.remove()
 
-    _, index, mask = window_tables(*MAP, *GRID)
-    weights = (seen['scores'].reshape(-1, *mask.shape) + torch.from_numpy(mask)).softmax(-1)
-    weights = (weights * torch.from_numpy(mask == 0).sum(1, keepdim=True)).flatten(1).numpy()
+    index, mask = window_tables(*MAP, *GRID)
+    index, mask = index.numpy(), mask.flatten(1)
+    weights = (seen['scores'].reshape(-1, *mask.shape) + mask).softmax(-1)
+    weights = (weights * (mask == 0).sum(1, keepdim=True)).flatten(1).numpy()
     inside = index < MAP[0] * MAP[1]
     pooling = np.zeros((len(images), MAP[0] * MAP[1]))
     pooling[:, index[inside]] = weights[:, inside]

@@ -4,3 +4,4 @@ from .checks import check_image as check_image
 from .checks import check_options as check_options
 from .nhwc import BatchNormNhwc as BatchNormNhwc
 from .nhwc import ResidualDwConv as ResidualDwConv
+from .tables import per_size as per_size

@@ -7,7 +7,7 @@ attention; they are different functions, and weights of one do not work in the o
 
 Shapes: B batch, H W map, C channels in heads of d, M = rows * cols regions of P = h * w pixels, k chosen regions.
 """
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, t
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options
+from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options, per_size
 from ._pretrained import Layout, build_model
 from ._pyramid import Pyramid, Stage
 
@@ -27,7 +27,7 @@ __all__ = ['BiFormer']
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
-@lru_cache(maxsize=64)
+@per_size
 def region_of_pixel(rows: int, cols: int, h: int, w: int) -> np.ndarray:
     """Number of the region that each pixel of a (rows * h) x (cols * w) map lies in, int64 (M * P,)."""
     return (np.arange(rows * h)[:, None] // h * cols + np.arange(cols * w) // w).ravel()
@@ -231,9 +231,7 @@ class NchwRoutingAttention(nn.Module):
 
 
 def _regions(rows: int, cols: int, h: int, w: int, device: torch.device) -> torch.Tensor:
-    # torch.compile traces into the function, and would warn about the cache
-    make = region_of_pixel.__wrapped__ if torch.compiler.is_dynamo_compiling() else region_of_pixel
-    return torch.from_numpy(make(rows, cols, h, w)).to(device)
+    return region_of_pixel(int(rows), int(cols), int(h), int(w)).to(device)
 
 
 @register_notrace_module

@@ -12,7 +12,6 @@ Shapes: B batch, H W image, h w map of patches, N = h * w lookup tokens, M compr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
-from ..layers import check_image, check_options
+from ..layers import check_image, check_options, per_size
 from ._pretrained import Conversion, Layout, PublishedWeights, StateDict, build_model
 
 __all__ = ['LookupViT']
@@ -33,7 +32,7 @@ __all__ = ['LookupViT']
 Size = tuple[int, int]
 
 
-@lru_cache(maxsize=64)
+@per_size
 def resize_matrix(length: int, new_length: int, kernel: str = 'bilinear', antialias: bool = True) -> np.ndarray:
     """Resampling of one axis as a constant float64 matrix (new_length, length), as `F.interpolate` does it along each axis.
 
@@ -58,9 +57,7 @@ def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bi
     if size == new_size:
         return x
     B, _, D = x.shape
-    # torch.compile traces into the function, and would warn about the cache
-    matrix = resize_matrix.__wrapped__ if torch.compiler.is_dynamo_compiling() else resize_matrix
-    rows, cols = (torch.from_numpy(matrix(n, m, kernel, antialias)).to(x) for n, m in zip(size, new_size, strict=True))
+    rows, cols = (resize_matrix(int(n), int(m), kernel, antialias).to(x) for n, m in zip(size, new_size, strict=True))
     (h, w), (m, n) = size, new_size
     x = torch.matmul(rows, x.reshape(B, h, w * D))
     x = torch.matmul(cols, x.reshape(B * m, w, D))

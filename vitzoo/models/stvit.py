@@ -14,7 +14,7 @@ the order of the map, or, where whole windows cover it, window by window; semant
 """
 import operator
 from collections.abc import Callable
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models._manipulate import checkpoint
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import Gelu, check_options
+from ..layers import Gelu, check_options, per_size
 from ._pretrained import Layout, build_model
 from ._pyramid import Pyramid, Stage
 
@@ -48,20 +48,6 @@ PATCH, PATCH_STEP = 10, 4
 
 
 # ---- tables that depend on the size alone
-
-def per_size(make: Callable[..., np.ndarray]) -> Callable[..., torch.Tensor]:
-    """Keep the array that `make` returns for the latest sizes, and hand it out as a CPU tensor.
-
-    torch.compile and torch.export do not look inside: for them the table is a constant.
-    """
-    cached = lru_cache(maxsize=64)(make)
-
-    @torch.compiler.allow_in_graph
-    @wraps(make)
-    def table(*sizes):
-        return torch.from_numpy(cached(*sizes))
-    return table
-
 
 def num_windows(H: int, W: int) -> tuple[int, int]:
     return -(-H // WINDOW), -(-W // WINDOW)
@@ -586,7 +572,6 @@ class STViT(Pyramid):
     """
     layouts = (DENSE, CLASSIFIER)
     dense_norm = staticmethod(partial(LayerNorm2d, eps=1e-5))  # read by DenseBackbone
-    features_options = {'form': 'dense'}
     exportable_dynamic_size = 'its window tables are made for one size'  # read by vitzoo.export
 
     def __init__(
@@ -722,7 +707,7 @@ def _create_stvit(variant: str, pretrained: bool, **kwargs) -> STViT:
 
 @register_model
 def stvit_micro(pretrained: bool = False, **kwargs) -> STViT:
-    """Our own, 1.3 M parameters, for tests and tutorials."""
+    """Our own, 1.4 M parameters, for tests and tutorials."""
     return _create_stvit('stvit_micro', pretrained, **kwargs)
 
 

@@ -12,7 +12,7 @@ C channels.
 """
 import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block, VisionTransformer
 
-from ..layers import check_image, check_options
+from ..layers import check_image, check_options, per_size
 from ._pretrained import Conversion, Layout, PublishedWeights, StateDict, build_model
 
 __all__ = ['STViTDeiT']
@@ -43,39 +43,33 @@ def window_edges(length: int, count: int) -> list[int]:
     return [edge(i) if 2 * i <= count else length - edge(count - i) for i in range(count + 1)]
 
 
-@lru_cache(maxsize=64)
-def window_tables(h: int, w: int, rows: int, cols: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-    """Windows of one size over an h x w map: their size, the image token at each position, and which positions are padding.
+@per_size
+def window_tables(h: int, w: int, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of one size over an h x w map: the image token at each position, and which positions are padding.
 
-    Returns (window size, int64 (M * P,) with N for padding, float32 (M, P) with -100 for padding and 0 elsewhere).
+    Returns (int64 (M * P,) with N for padding, float32 (M, height, width) with -100 for padding and 0 elsewhere).
     """
-    (size_h, at_h, in_h), (size_w, at_w, in_w) = _axis_table(h, rows), _axis_table(w, cols)
+    (at_h, in_h), (at_w, in_w) = _axis_table(h, rows), _axis_table(w, cols)
     inside = in_h[:, None, :, None] & in_w[None, :, None, :]
     index = np.where(inside, at_h[:, None, :, None] * w + at_w[None, :, None, :], h * w)
     mask = np.where(inside, np.float32(0), np.float32(-100))
-    return (size_h, size_w), index.reshape(-1), mask.reshape(rows * cols, -1)
+    return index.reshape(-1), mask.reshape(rows * cols, at_h.shape[1], at_w.shape[1])
 
 
-def _axis_table(length: int, count: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """Window size on one axis, position of each element (count, size), and whether it belongs to the window."""
+def _axis_table(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """On one axis, the position of each element of the windows (count, size), and whether it belongs to its window."""
     edges = window_edges(length, count)
     size = max(end - start for start, end in zip(edges[:-1], edges[1:], strict=True))
     at = np.array(edges[:-1])[:, None] + np.arange(size)
-    return size, at, at < np.array(edges[1:])[:, None]
+    return at, at < np.array(edges[1:])[:, None]
 
 
-@lru_cache(maxsize=64)
+@per_size
 def window_of_position(h: int, w: int, rows: int, cols: int) -> np.ndarray:
     """The window that each position of an h x w map lies in, int64 (N,)."""
     row, col = (np.sum(np.arange(length)[:, None] >= np.array(window_edges(length, count)[1:-1], dtype=np.int64), axis=1)
                 for length, count in ((h, rows), (w, cols)))
     return (row[:, None] * cols + col).reshape(-1)
-
-
-def _table(function, *args: int):
-    # torch.compile traces into the function, and would warn about the cache
-    function = function.__wrapped__ if torch.compiler.is_dynamo_compiling() else function
-    return function(*(int(n) for n in args))
 
 
 @register_notrace_function
@@ -108,8 +102,9 @@ class SpatialPool(nn.Module):
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         B, N, C = x.shape
-        (height, width), index, mask = _table(window_tables, *size, *self.grid)
-        index, mask = torch.from_numpy(index).to(x.device), torch.from_numpy(mask).to(x)
+        index, mask = window_tables(*(int(n) for n in size), *self.grid)
+        height, width = mask.shape[1:]
+        index, mask = index.to(x.device), mask.flatten(1).to(x)
         windows = F.pad(x, (0, 0, 0, 1)).index_select(1, index).reshape(-1, height, width, C)
         scores = self.conv(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         scores = self.score(self.act(self.norm(scores))).reshape(B, *mask.shape) + mask
@@ -368,8 +363,7 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
             return image
         if self.recover is not None:
             return self.recover(image, tokens)
-        index = _table(window_of_position, *size, *self.grid)
-        return tokens.index_select(1, torch.from_numpy(index).to(tokens.device))
+        return tokens.index_select(1, window_of_position(*(int(n) for n in size), *self.grid).to(tokens.device))
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) -> semantic tokens (B, M, C) after the final norm."""

@@ -7,8 +7,6 @@ confused with the semantic-token STViT).
 
 Shapes: B batch, H W map, C channels, h w super token size, M = rows * cols super tokens, P = h * w pixels of a cell.
 """
-from functools import lru_cache
-
 import numpy as np
 import torch
 import torch.nn as nn
@@ -18,21 +16,21 @@ from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tup
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options
+from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options, per_size
 from ._pretrained import Layout, build_model
 from ._pyramid import Pyramid, Stage
 
 __all__ = ['SViT']
 
 
-@lru_cache(maxsize=64)
+@per_size
 def neighbour_tables(rows: int, cols: int) -> np.ndarray:
     """Gather indices of the 3x3 neighbourhoods of a rows x cols grid, int64 (2, M * 9).
 
     Row 0, to spread: entry 9 * m + k is the cell at offset k (row-major, (-1, -1) first) of cell m; M where that lies outside.
     Row 1, to collect: entry 9 * m + k is the pair 9 * m' + k' for which m is the neighbour k' of m'; 9 * M where there is none.
     """
-    m, k = np.arange(rows * cols)[:, None], np.arange(9)  # what torch.compile can trace: no np.mgrid, no divmod
+    m, k = np.arange(rows * cols)[:, None], np.arange(9)
     r, c = m // cols + k // 3 - 1, m % cols + k % 3 - 1
     inside = (r >= 0) & (r < rows) & (c >= 0) & (c < cols)
     neighbour = r * cols + c
@@ -115,9 +113,7 @@ class SuperTokenAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, -W % w, 0, -H % h))
         rows, cols = x.shape[1] // h, x.shape[2] // w
         M = rows * cols
-        # torch.compile traces into the function, and would warn about the cache
-        make_tables = neighbour_tables.__wrapped__ if torch.compiler.is_dynamo_compiling() else neighbour_tables
-        tables = torch.from_numpy(make_tables(int(rows), int(cols))).to(x.device)
+        tables = neighbour_tables(int(rows), int(cols)).to(x.device)
         pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).contiguous().view(B, M, h * w, C)
 
         tokens, association = super_tokens(pixels, self.n_iter, tables)
