@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import golden
 import pytest
 import timm
 import torch
@@ -35,6 +36,26 @@ def test_is_a_dense_backbone_with_a_tuple():
         assert isinstance(maps, tuple)
         torch.testing.assert_close(maps, tuple(dense(x)), rtol=0, atol=0)
     assert (backbone.out_channels, backbone.strides) == ((64, 192), (8, 32))
+
+
+DENSE = sorted(path.relative_to(golden.DATA).as_posix() for path in golden.DATA.glob('*/*dense*.npz'))
+
+
+@pytest.mark.parametrize('case', DENSE)
+def test_golden_case(case, tmp_path):
+    """Published dense backbones in a config: their file, as part of a detector's, gives their maps."""
+    facts, published = golden.load_case(case)
+    state = golden.make_state_dict(facts['entries'], facts['rescale'])
+    torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}}, tmp_path / 'detector.pth')
+    options = {key: value for key, value in facts['kwargs'].items() if key == 'n_win'}
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'detector.pth'))
+    backbone = MODELS.build(dict(type='vitzoo.Backbone', model_name=golden.our_name(facts), init_cfg=init_cfg, **options)).eval()
+    backbone.init_weights()
+    with torch.inference_mode():
+        maps = backbone(golden.make_input(facts['seed'], facts['shape']))
+    found = {f'feat{i}': m for i, m in enumerate(maps)} | {f'feat{i}_mean': m.mean((2, 3)) for i, m in enumerate(maps)}
+    for name, value in published.items():
+        assert golden.error(golden.take(found[name], facts['index'].get(name, ':')), value) < golden.limit(facts), name
 
 
 def test_full_path_resolves():
