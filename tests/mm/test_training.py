@@ -16,7 +16,6 @@ from vitzoo.mm import config_path, setup  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CLASSIFICATION = 'classification/svit_micro_digits'
-DETECTION = 'detection/retinanet_svit_micro_digits'
 SEGMENTATION = 'segmentation/fpn_svit_micro_digits'
 
 
@@ -56,50 +55,6 @@ def test_progress_bar_is_for_terminals(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('FORCE_COLOR', raising=False)
     train(CLASSIFICATION, tmp_path / 'classifier')
     assert 'training, loss' not in capsys.readouterr().out
-
-
-@pytest.fixture(scope='module')
-def work_dirs(digits, tmp_path_factory):
-    root = tmp_path_factory.mktemp('work_dirs')
-    for name in (DETECTION, SEGMENTATION):
-        train(name, root / name.split('/')[0])
-    return root
-
-
-def saved(work_dirs, kind):
-    """The config as the Runner dumped it, and the checkpoint."""
-    return str(next((work_dirs / kind).glob('*.py'))), str(work_dirs / kind / 'iter_2.pth')
-
-
-def test_detection_inferencer(digits, work_dirs):
-    from mmdet.apis import DetInferencer
-    config, checkpoint = saved(work_dirs, 'detection')
-    images = [str(p) for p in sorted((digits / 'detection' / 'val').glob('*.png'))[:2]]
-    result = DetInferencer(config, checkpoint, device='cpu', show_progress=False)(images, batch_size=2, pred_score_thr=0)
-    assert len(result['predictions']) == 2
-    for prediction in result['predictions']:
-        assert len(prediction['bboxes']) == len(prediction['scores']) == len(prediction['labels'])
-        assert all(0 <= x <= 160 and 0 <= y <= 128 for x, y, *_ in prediction['bboxes'])
-
-
-def test_segmentation_inferencer(digits, work_dirs):
-    from mmseg.apis import MMSegInferencer
-    config, checkpoint = saved(work_dirs, 'segmentation')
-    images = [str(p) for p in sorted((digits / 'segmentation' / 'img_dir' / 'val').glob('*.png'))[:2]]
-    inferencer = MMSegInferencer(config, checkpoint, device='cpu', classes=['background'] + [f'digit {d}' for d in range(10)],
-                                 palette=[[i, i, i] for i in range(11)])
-    result = inferencer(images)
-    assert [p.shape for p in result['predictions']] == [(128, 160)] * 2
-
-
-def test_inference_model(digits, work_dirs):
-    from mmdet.apis import inference_detector, init_detector
-    config, checkpoint = saved(work_dirs, 'detection')
-    model = init_detector(config, checkpoint, device='cpu')
-    weights = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    image = next((digits / 'detection' / 'val').glob('*.png'))
-    assert inference_detector(model, str(image)).pred_instances.bboxes.shape[1] == 4
 
 
 HOOKS = '''
