@@ -1,8 +1,9 @@
 """Train what a config describes: python tools/train.py configs/detection/mask-rcnn_svit_micro_digits.py"""
 import argparse
 
+import torch.distributed
 from mmengine.config import DictAction
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
 
 from vitzoo.mm import setup
 
@@ -22,7 +23,9 @@ def main():
                 seed=args.seed)
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
-    Runner.from_cfg(cfg).train()
+    RUNNERS.build(cfg).train()  # `runner_type`, by default mmengine's Runner
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':

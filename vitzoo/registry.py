@@ -11,6 +11,9 @@ def _child(parent: Registry) -> Registry:
 
 MODELS = _child(root.MODELS)
 DATASETS = _child(root.DATASETS)
-METRICS = _child(root.METRICS)
+DATA_SAMPLERS = _child(root.DATA_SAMPLERS)
+FUNCTIONS = _child(root.FUNCTIONS)
 HOOKS = _child(root.HOOKS)
+METRICS = _child(root.METRICS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS)
+STRATEGIES = _child(root.STRATEGIES)

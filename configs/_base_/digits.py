@@ -1,7 +1,7 @@
 # What the recipes on digit scenes share: seconds an iteration on one CPU core, so no workers and no epochs.
 # The data: python -m vitzoo.datasets.digit_scenes --out data/digit_scenes (or where the environment variable DIGIT_SCENES points).
 custom_imports = dict(imports=['vitzoo.mm'], allow_failed_imports=False)
-custom_hooks = [dict(type='vitzoo.ProgressBarHook')]
+custom_hooks = [dict(type='vitzoo.ProgressBarHook'), dict(type='vitzoo.ReseedHook')]
 
 # Warm-up times a cosine that reaches to the end of training, whatever max_iters is set to.
 param_scheduler = [
@@ -10,7 +10,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True),
     constructor='vitzoo.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay=1.0),
     clip_grad=dict(max_norm=5))

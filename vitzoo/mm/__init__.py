@@ -1,6 +1,6 @@
 """The OpenMMLab bridge: `type='vitzoo.Backbone'` in MMDetection, MMSegmentation and plain MMEngine.
 
-Import it before mmdet or mmseg. Importing it registers our backbone, classifier, hook and optimizer constructor under the scope `vitzoo`,
+Import it before mmdet or mmseg. Importing it registers our backbone, classifier, hooks and what else configs name under the scope `vitzoo`,
 lets mmcv-lite do without a compiler (`vitzoo.mm.ops`) and lets checkpoints of mmengine's Runner be read safely (`vitzoo.mm.safe_load`).
 """
 from vitzoo.extras import require
@@ -10,16 +10,19 @@ require('mmengine', 'mm')
 from .backbone import Backbone  # noqa: E402
 from .classifier import Accuracy, Classifier, ImageFolder  # noqa: E402
 from .config import config_path, set_backbone, setup  # noqa: E402
+from .fsdp import FSDPStrategy  # noqa: E402
 from .losses import ClassDiceLoss  # noqa: E402
 from .ops import activate  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
 from .progress import ProgressBarHook  # noqa: E402
+from .reproduce import ReseedHook, keep_worker_seed  # noqa: E402
 from .safe_load import allow_runner_checkpoints  # noqa: E402
+from .samplers import RepeatAugSampler  # noqa: E402
 
 activate()
 allow_runner_checkpoints()
 
 __all__ = [
-    'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook', 'config_path',
-    'set_backbone', 'setup',
+    'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'FSDPStrategy', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook',
+    'RepeatAugSampler', 'ReseedHook', 'config_path', 'keep_worker_seed', 'set_backbone', 'setup',
 ]

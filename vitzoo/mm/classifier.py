@@ -1,37 +1,94 @@
-"""Image classification with mmengine's Runner: a timm model, folders of images, top-1."""
+"""Image classification with mmengine's Runner: a timm model with timm's mixup and losses, folders of images, top-1 and top-5."""
 from collections.abc import Sequence
+from pathlib import Path
 
 import timm
 import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from timm.data import create_transform
+from timm.data import Mixup, create_transform
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 from torchvision import datasets
 
 from vitzoo.registry import DATASETS, METRICS, MODELS
 
+for loss in BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy:
+    MODELS.register_module(module=loss)
+
 
 @MODELS.register_module()
 class Classifier(BaseModel):
-    """A timm model with cross-entropy. Arguments are those of `timm.create_model`."""
+    """A timm model with a loss.
 
-    def __init__(self, model_name: str, *, label_smoothing: float = 0., data_preprocessor: dict | None = None, **model_kwargs):
+    Args:
+        model_name: any registered name, with or without a tag.
+        loss: a loss of timm (`dict(type='vitzoo.BinaryCrossEntropy', ...)`) or of the registry, called with logits (B, num_classes) and
+            labels (B,), or with target probabilities (B, num_classes) after mixup. Without it: cross-entropy, which takes either.
+        label_smoothing: of the cross-entropy or, with mixup, of the target probabilities.
+        mixup: arguments of `timm.data.Mixup` (`dict(mixup_alpha=0.8, cutmix_alpha=1.0)`), which wants batches of even size. Training alone.
+        separate_logits: a loss on each of the two token sets of LookupViT, averaged; models with one answer have no such switch.
+        with_cp: recompute activations in the backward pass to save memory.
+        data_preprocessor: as of mmengine.
+        model_kwargs: go to `timm.create_model` (`num_classes`, `drop_path_rate`, `pretrained`, ...).
+
+    Raises:
+        ValueError: the model lacks what is asked for, or a batch is odd where mixup pairs images.
+    """
+
+    def __init__(
+            self,
+            model_name: str,
+            *,
+            loss: dict | None = None,
+            label_smoothing: float = 0.,
+            mixup: dict | None = None,
+            separate_logits: bool = False,
+            with_cp: bool = False,
+            data_preprocessor: dict | None = None,
+            **model_kwargs,
+    ):
         super().__init__(data_preprocessor)
         self.model = timm.create_model(model_name, **model_kwargs)
-        self.label_smoothing = label_smoothing
+        if loss is not None and label_smoothing and mixup is None:
+            raise ValueError(f'label_smoothing={label_smoothing} is of the cross-entropy or of mixup, got loss={loss} without mixup; '
+                             'give the loss its own smoothing')
+        self.loss = None if loss is None else MODELS.build(loss)
+        self.label_smoothing = label_smoothing if mixup is None else 0.
+        self.mixup = None if mixup is None else Mixup(
+            **{'label_smoothing': label_smoothing, 'num_classes': self.model.num_classes, **mixup})
+        if separate_logits:
+            if not hasattr(self.model, 'set_separate_logits'):
+                raise ValueError(f'{model_name} has one answer; leave separate_logits=False')
+            self.model.set_separate_logits()
+        if with_cp:
+            try:
+                self.model.set_grad_checkpointing(True)
+            except (AttributeError, AssertionError) as e:  # timm asserts where a model cannot
+                raise ValueError(f'{model_name} has no gradient checkpointing; leave with_cp=False') from e
 
     def init_weights(self) -> None:
         """timm's models come initialised."""
 
     def forward(self, images: Tensor, labels: Tensor | None = None, mode: str = 'tensor'):
-        """Images (B, C, H, W) to logits ('tensor'), a loss dict ('loss'), or one dict of prediction and label an image ('predict')."""
+        """Images (B, C, H, W) to logits ('tensor'), a loss dict ('loss'), or a dict of label and best five classes an image ('predict')."""
+        if mode == 'loss' and self.mixup is not None and self.training:
+            if len(images) % 2:
+                raise ValueError(f'mixup pairs the images of a batch, got {len(images)}; use an even batch_size and drop_last=True')
+            images, labels = self.mixup(images, labels)
         logits = self.model(images)
         if mode == 'tensor':
             return logits
         if mode == 'loss':
-            return dict(loss=F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing))
-        return [dict(prediction=p, label=t) for p, t in zip(logits.argmax(1).tolist(), labels.tolist(), strict=True)]
+            answers = logits if isinstance(logits, tuple) else (logits,)
+            return dict(loss=sum(self._loss(answer, labels) for answer in answers) / len(answers))
+        best = logits.topk(min(5, logits.shape[1])).indices.tolist()
+        return [dict(predictions=p, label=t) for p, t in zip(best, labels.tolist(), strict=True)]
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.loss is not None:
+            return self.loss(logits, target)
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
 
 @DATASETS.register_module()
@@ -39,6 +96,9 @@ class ImageFolder(datasets.ImageFolder):
     """Images in one folder a class, through timm's transforms; `transform_kwargs` go to `timm.data.create_transform`."""
 
     def __init__(self, root: str, input_size: int | Sequence[int], is_training: bool = False, **transform_kwargs):
+        if not Path(root).is_dir():
+            raise ValueError(f'{root} is not a folder; expected {root}/CLASS/IMAGE. The shipped configs look where the environment '
+                             'variable IMAGENET (or DIGIT_SCENES) points')
         size = input_size if isinstance(input_size, int) else tuple(input_size)
         super().__init__(root, transform=create_transform(size, is_training=is_training, **transform_kwargs))
         self.metainfo = dict(classes=self.classes)  # goes into checkpoints
@@ -46,10 +106,10 @@ class ImageFolder(datasets.ImageFolder):
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """Share of right predictions, in percent."""
+    """Share of images whose class is the first, or among the first five, of the predictions, in percent: top1 and top5."""
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
-        self.results += [sample['prediction'] == sample['label'] for sample in data_samples]
+        self.results += [(s['label'] == s['predictions'][0], s['label'] in s['predictions']) for s in data_samples]
 
-    def compute_metrics(self, results: list[bool]) -> dict[str, float]:
-        return {'top1': 100 * sum(results) / len(results)}
+    def compute_metrics(self, results: list[tuple[bool, bool]]) -> dict[str, float]:
+        return {f'top{k}': 100 * sum(hits) / len(results) for k, hits in zip((1, 5), zip(*results, strict=True), strict=True)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 
 import vitzoo
 from vitzoo.dense import DenseBackbone
@@ -87,6 +88,7 @@ def setup(
         cfg_options: dotted names to values ('train_cfg.max_iters': 100).
         work_dir: for logs and checkpoints; else the config's own, else work_dirs/ and the name of the config (and of `backbone`).
         launcher: 'none', or 'pytorch' under torchrun ('slurm' and 'mpi' with GPUs).
+        seed: else the config's own, else 0, so that a resumed run sees the data in the order of the first.
 
     Raises:
         ImportError: setuptools is too new for mmengine.
@@ -103,8 +105,8 @@ def setup(
         cfg.work_dir = str(work_dir)
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', '-'.join([Path(cfg.filename).stem, *([backbone] if backbone else [])])))
-    if seed is not None:
-        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    randomness = dict(cfg.get('randomness') or {})
+    cfg.randomness = dict(randomness, seed=randomness.get('seed') or 0 if seed is None else seed)
     cfg.launcher = launcher
     if not torch.cuda.is_available():
         _fit_to_cpu(cfg)
@@ -117,6 +119,7 @@ def _fit_to_cpu(cfg: Config) -> None:
         optim_wrapper.type = 'OptimWrapper'
         for name in ('dtype', 'loss_scale', 'use_fp16'):
             optim_wrapper.pop(name, None)
+        print_log('No GPU: training in plain float32 instead of the mixed precision of the config', 'current')
     if cfg.launcher == 'none':
         return  # mmengine reverts synchronised batch norm by itself
     if cfg.launcher != 'pytorch':

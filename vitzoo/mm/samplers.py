@@ -1,0 +1,23 @@
+"""Samplers that mmengine lacks."""
+from mmengine.dist import get_dist_info, sync_random_seed
+from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
+from torch.utils.data import Dataset
+
+from vitzoo.registry import DATA_SAMPLERS
+
+
+@DATA_SAMPLERS.register_module()
+class RepeatAugSampler(TimmRepeatAugSampler):
+    """timm's repeated augmentation (https://arxiv.org/abs/1901.09335): each image `num_repeats` times in a row, epochs as long as without.
+
+    On several processes the repeats of an image go to different ones.
+    """
+
+    def __init__(self, dataset: Dataset, num_repeats: int = 3, shuffle: bool = True, seed: int | None = None):
+        rank, world_size = get_dist_info()
+        super().__init__(dataset, num_replicas=world_size, rank=rank, num_repeats=num_repeats, shuffle=shuffle)
+        self.seed = sync_random_seed() if seed is None else seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(self.seed + epoch)  # timm draws the order of an epoch from this number
