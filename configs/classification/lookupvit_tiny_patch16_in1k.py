@@ -1,0 +1,3 @@
+# LookupViT-Ti/16.
+_base_ = '../_base_/imagenet_lookupvit.py'
+model = dict(model_name='lookupvit_tiny_patch16')
