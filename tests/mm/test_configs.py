@@ -55,7 +55,7 @@ def total(losses):
     return sum(sum(v) if isinstance(v, list) else v for v in values).mean()
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [n for n in NAMES if not n.endswith('_in1k')])  # those: test_classification.py
 def test_config_learns_at_an_odd_size_with_every_parameter(name):
     torch.manual_seed(0)
     cfg = setup(config_path(name))

@@ -145,7 +145,8 @@ def _first_line(e: Exception) -> str:
 def unwrap(content: object, use_ema: bool = False, name: str = 'The checkpoint') -> StateDict:
     """The state dict inside {'model': ...}, {'state_dict': ...}, {'model_ema': ...}; prefixes stay.
 
-    mmengine's EMAHook saves the averaged weights as 'state_dict', here the answer with and without `use_ema`, and what was trained as 'ema_state_dict'.
+    mmengine's EMAHook saves the averaged weights as 'state_dict', which is then the answer whatever `use_ema`, and the trained ones as
+    'ema_state_dict'.
     """
     keys = ('model_ema', 'state_dict_ema', 'ema_state_dict') if use_ema else ('model', 'state_dict')
     if use_ema and isinstance(content, dict) and {'state_dict', 'ema_state_dict'} <= content.keys():
