@@ -10,7 +10,7 @@ pytest.importorskip('mmengine')
 from mmengine.registry import MODELS  # noqa: E402
 
 from vitzoo.dense import DenseBackbone  # noqa: E402
-from vitzoo.mm import Backbone, LayerDecayConstructor  # noqa: E402
+from vitzoo.mm import Backbone  # noqa: E402
 
 
 def same(module, state):
@@ -175,47 +175,3 @@ def test_bad_checkpoints_change_nothing(tmp_path, monkeypatch, init_cfg, message
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Backbone('svit_micro', **kwargs)
-
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = Backbone('svit_micro', frozen_stages=0, out_norm='layer')
-        self.head = torch.nn.Conv2d(192, 4, 1)
-
-
-def layer_decay(**paramwise):
-    optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1))
-    net = Net()
-    return net, LayerDecayConstructor(optim_wrapper, paramwise)(net)
-
-
-def test_layer_decay():
-    net, wrapper = layer_decay(layer_decay=0.5)
-    groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group['params']}
-    assert sum(len(group['params']) for group in wrapper.optimizer.param_groups) == len(groups)
-    assert set(groups) == {id(p) for p in net.parameters() if p.requires_grad}
-
-    model = net.backbone.model
-    rates = [groups[id(stage.blocks[-1].mlp.fc1.weight)]['lr'] for stage in model.stages]
-    assert rates == sorted(rates) and rates[-1] == 1 and rates[0] <= 0.5 ** 3
-    assert groups[id(net.head.weight)]['lr'] == groups[id(net.backbone.norm0.weight)]['lr'] == 1
-    for p in net.parameters():
-        if p.requires_grad:
-            assert groups[id(p)]['weight_decay'] == (0.1 if p.ndim > 1 else 0)
-
-
-def test_layer_decay_of_one_is_a_single_rate():
-    assert {group['lr'] for group in layer_decay(layer_decay=1.0)[1].optimizer.param_groups} == {1.0}
-
-
-@pytest.mark.parametrize('paramwise', [dict(layer_decay=0), dict(layer_decay=1.5), dict(decay_rate=0.9)])
-def test_bad_layer_decay(paramwise):
-    with pytest.raises(ValueError, match='layer_decay'):
-        layer_decay(**paramwise)
-
-
-def test_layer_decay_needs_a_timm_model():
-    with pytest.raises(ValueError, match='group_matcher'):
-        LayerDecayConstructor(
-            dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1)), dict(layer_decay=0.5))(torch.nn.Linear(2, 2))
