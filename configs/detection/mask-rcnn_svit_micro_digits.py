@@ -7,12 +7,13 @@ model = dict(
         in_channels=48, feat_channels=48,
         anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=48),
+        # one sample a bin, as dense as the maps: MMDetection's adaptive number makes the backward pass half as long again
+        bbox_roi_extractor=dict(out_channels=48, roi_layer=dict(sampling_ratio=1)),
         # MMDetection starts the classifier with weights of 0.01, for pretrained features; from scratch it then stays at background
         bbox_head=dict(
             in_channels=48, fc_out_channels=128, num_classes=10,
             init_cfg=[dict(type='Normal', std=0.001, override=dict(name='fc_reg'))]),
-        mask_roi_extractor=dict(out_channels=48),
+        mask_roi_extractor=dict(out_channels=48, roi_layer=dict(sampling_ratio=1)),
         mask_head=dict(num_convs=2, in_channels=48, conv_out_channels=48, num_classes=10)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=400, max_per_img=100),
