@@ -1,0 +1,38 @@
+"""Train micro backbones at equal budget on digit scenes, and report: make bench-dense, or python tools/bench_dense.py --help"""
+import argparse
+import sys
+import warnings
+
+warnings.simplefilter('ignore')  # mmcv and timm deprecate a lot on import
+
+
+def main() -> int:
+    from vitzoo.mm import bench
+    parser = argparse.ArgumentParser(description='Train micro backbones at equal budget on digit scenes; finished rows are skipped.')
+    parser.add_argument('--models', nargs='+', default=[], metavar='MODEL', help=f'some of {", ".join(bench.MODELS)}; default all')
+    parser.add_argument('--tasks', nargs='+', default=[], metavar='TASK', help=f'some of {", ".join(bench.TASKS)}; default all')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[], metavar='SEED', help='default 0 1 2')
+    parser.add_argument('--jobs', type=int, help='processes side by side, one thread each; default one a core')
+    parser.add_argument('--csv', default='docs/bench_dense.csv', help='rows (default: %(default)s)')
+    parser.add_argument('--page', default='docs/bench_dense.md', help='tables go between its markers (default: %(default)s)')
+    parser.add_argument('--picture', default='docs/bench_dense.png', help='plot (default: %(default)s)')
+    parser.add_argument('--out', default='runs/bench_dense', help='logs and weights (default: %(default)s)')
+    parser.add_argument('--data', default='data/digit_scenes', help='digit scenes, built if needed (default: %(default)s)')
+    parser.add_argument('--preset', default='standard', help='of the digit scenes (default: %(default)s)')
+    parser.add_argument('--iterations', type=int, help="other than the recipes'; needs a --csv of its own")
+    parser.add_argument('--report-only', action='store_true', help='train nothing')
+    args = parser.parse_args()
+    try:
+        failures = {} if args.report_only else bench.run(
+            bench.select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
+            iterations=args.iterations, preset=args.preset)
+        if bench.read_rows(args.csv):
+            print(*bench.report(args.csv, args.page, args.picture), sep='\n')
+    except ValueError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return 2
+    return 1 if failures else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
