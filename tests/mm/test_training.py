@@ -1,4 +1,5 @@
 """Training, resuming, distributed training and inference through the shipped configs, on a few digit scenes."""
+import copy
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import torch
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 import vitzoo  # noqa: E402
@@ -58,6 +60,65 @@ def test_progress_bar_is_for_terminals(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('FORCE_COLOR', raising=False)
     train(CLASSIFICATION, tmp_path / 'classifier')
     assert 'training, loss' not in capsys.readouterr().out
+
+
+FAMILIES = ['svit_micro', 'biformer_micro', 'vz_davit_micro', 'stvit_micro', 'stvit_deit_micro', 'lookupvit_micro']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FAMILIES)
+def test_learns_in_bfloat16(digits, name):
+    """A step of a detector under autocast on a CPU, the nearest to mixed precision on a GPU."""
+    torch.manual_seed(0)
+    cfg = setup(config_path('detection/retinanet_svit_micro_digits'), backbone=name, cfg_options={
+        'train_dataloader.batch_size': 1, 'optim_wrapper.clip_grad': None})
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model).train()
+    data = model.data_preprocessor(next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))), training=True)
+    seen = []
+    for dtype in torch.float32, torch.bfloat16:
+        torch.manual_seed(0)
+        with torch.autocast('cpu', dtype, enabled=dtype is not torch.float32):
+            loss, _ = model.parse_losses(model(**data, mode='loss'))
+        model.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        assert all(g is not None and g.isfinite().all() for g in gradients)
+        seen.append((loss.item(), torch.cat([g.flatten() for g in gradients])))
+    (loss, gradient), (rough_loss, rough_gradient) = seen
+    assert rough_loss != loss and rough_loss == pytest.approx(loss, rel=0.02)
+    assert torch.cosine_similarity(gradient, rough_gradient, dim=0) > 0.9
+
+
+def test_frozen_stages_and_checkpointing(digits, tmp_path):
+    """Frozen stages stay as they were, their running statistics too; recomputed activations give the same weights."""
+    def train(name, **options):
+        runner = Runner.from_cfg(setup(config_path('detection/retinanet_svit_micro_digits'), work_dir=tmp_path / name, cfg_options={
+            'experiment_name': name, 'train_cfg.max_iters': 1, 'train_dataloader.batch_size': 2, 'model.backbone.frozen_stages': 2,
+            'model.backbone.drop_path_rate': 0.05, **options}))
+        before = copy.deepcopy(runner.model.state_dict())
+        runner.train()
+        return before, runner.model.state_dict()
+
+    before, after = train('plain')
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    frozen = tuple(f'backbone.body.model.{part}' for part in ('stem', 'stages.0', 'stages.1'))
+    assert not any(name.startswith(frozen) for name in moved)
+    assert moved == {name for name in after if not name.startswith(frozen)}
+    torch.testing.assert_close(train('recomputed', **{'model.backbone.with_cp': True})[1], after, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_averaged_weights_of_a_detector(digits, tmp_path):
+    config = 'detection/retinanet_svit_micro_digits'
+    hooks = [dict(type='EMAHook', momentum=0.5, update_buffers=True), dict(type='vitzoo.ReseedHook')]
+    runner = train(config, tmp_path, **{'custom_hooks': hooks})
+    averaged = torch.load(tmp_path / 'iter_2.pth', weights_only=True)['state_dict']
+    assert not torch.equal(averaged['neck.fpn_convs.0.conv.weight'], runner.model.state_dict()['neck.fpn_convs.0.conv.weight'])
+    detector, backbone = MODELS.build(runner.cfg.model), vitzoo.DenseBackbone('svit_micro', (1, 2, 3))
+    for model, prefix in (detector, ''), (backbone, 'backbone.'):
+        vitzoo.load_checkpoint(model, tmp_path / 'iter_2.pth', use_ema=True)
+        assert all(torch.equal(value, averaged[prefix + name]) for name, value in model.state_dict().items())
 
 
 HOOKS = '''
