@@ -1,12 +1,11 @@
 """`vitzoo.Backbone`: the dense backbone as a module of MMEngine."""
-from pathlib import Path
-
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
 from timm.models._helpers import clean_state_dict
 from torch import Tensor
 
+from vitzoo.checkpoints import local_file
 from vitzoo.dense import DenseBackbone
 from vitzoo.models._pretrained import read_checkpoint, unwrap
 from vitzoo.registry import MODELS
@@ -16,9 +15,10 @@ from vitzoo.registry import MODELS
 class Backbone(DenseBackbone, BaseModule):
     """`DenseBackbone` plus `init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)`; maps come as a tuple.
 
-    The checkpoint is a path or an address that mmengine can load: a classifier in any published layout, or a whole detector or segmentor,
-    whose part under `prefix` is taken ('backbone.' if there is one and nothing is said). It is read when the Runner initialises weights
-    before training, not when a trained model is built for testing. Weights loaded by `pretrained` or `checkpoint_path` stay as they are.
+    The checkpoint is a path, `hf-hub:ORG/REPO[/FILE]` or an address that mmengine can load: a classifier in any published layout, or a
+    whole detector or segmentor, whose part under `prefix` is taken ('backbone.' if there is one and nothing is said). It is read when the
+    Runner initialises weights before training, not when a trained model is built for testing. Weights loaded by `pretrained` or
+    `checkpoint_path` stay as they are.
     """
 
     def __init__(self, model_name: str, out_indices=(0, 1, 2, 3), *, init_cfg: dict | None = None, **kwargs):
@@ -45,7 +45,7 @@ class Backbone(DenseBackbone, BaseModule):
 def _read(source: str) -> dict[str, Tensor]:
     if '://' in str(source):
         return unwrap(CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='current'), name=source)
-    return read_checkpoint(Path(source))
+    return read_checkpoint(local_file(source))
 
 
 def _take_prefix(state: dict[str, Tensor], prefix: str | None, source: str) -> tuple[dict[str, Tensor], int]:
