@@ -1,12 +1,17 @@
+import copy
+import functools
 import importlib.util
 
 import numpy as np
 import pytest
+import timm
 import torch
+import yaml
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 from mmengine.config import Config  # noqa: E402
+from mmengine.config import utils as config_utils  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.structures import InstanceData, PixelData  # noqa: E402
 
@@ -15,7 +20,41 @@ from vitzoo.mm import config_path, setup  # noqa: E402
 from vitzoo.mm.config import CONFIGS  # noqa: E402
 
 NAMES = sorted(p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
+ZOO = [name for name in NAMES if name.endswith(('_coco', '_ade20k'))]
+ENTRIES = [entry for file in sorted(CONFIGS.glob('metafiles/*.yml')) for entry in yaml.safe_load(file.read_text())['Models']]
+# Of each family and head the first config in the metafile, which has the smallest model, is built in every run; the rest in the slow one.
+FIRST = {(e['In Collection'], e['Metadata']['Head'], e['Metadata']['Backbone'] * (e['In Collection'] == "timm's own models")):
+         e['Config'].removeprefix('configs/').removesuffix('.py') for e in reversed(ENTRIES)}
 SIZE = (131, 167)
+HEADS = {  # by the first word of a config's name: the name in metafiles, the model, the head
+    'retinanet': ('RetinaNet', 'RetinaNet', 'RetinaHead'),
+    'mask-rcnn': ('Mask R-CNN', 'MaskRCNN', 'StandardRoIHead'),
+    'cascade-mask-rcnn': ('Cascade Mask R-CNN', 'CascadeRCNN', 'CascadeRoIHead'),
+    'dino': ('DINO', 'DINO', 'DINOHead'),
+    'upernet': ('UPerNet', 'EncoderDecoder', 'UPerHead'),
+    'fpn': ('Semantic FPN', 'EncoderDecoder', 'FPNHead'),
+    'segformer': ('SegFormer', 'EncoderDecoder', 'SegformerHead'),
+    'mask2former': ('Mask2Former', 'EncoderDecoder', 'Mask2FormerHead'),
+}
+SCHEDULES = {'1x': '12 epochs', '12e': '12 epochs', '3x': '36 epochs', '80k': '80000 iterations', '160k': '160000 iterations'}
+
+
+def head_of(name):
+    return name.split('/')[1].split('_')[0]
+
+
+LOAD = functools.cache(config_utils.load)
+
+
+@functools.cache
+def _parsed(name):
+    with pytest.MonkeyPatch.context() as patch:  # mmengine reads a hundred metafiles for each base from mmdet or mmseg
+        patch.setattr(config_utils, 'load', LOAD)
+        return setup(config_path(name))
+
+
+def parse(name):
+    return copy.deepcopy(_parsed(name))
 
 
 def build(cfg):
@@ -55,44 +94,151 @@ def total(losses):
     return sum(sum(v) if isinstance(v, list) else v for v in values).mean()
 
 
-@pytest.mark.parametrize('name', [n for n in NAMES if not n.endswith('_in1k')])  # those: test_classification.py
-def test_config_learns_at_an_odd_size_with_every_parameter(name):
-    torch.manual_seed(0)
-    cfg = setup(config_path(name))
+def lighten(cfg):
+    """Fewer samples for the losses: the same parameters in the same graph."""
+    train_cfg = cfg.model.get('train_cfg') or {}
+    if 'rpn_proposal' in train_cfg:
+        train_cfg.rpn_proposal.max_per_img = 20
+        for stage in train_cfg.rcnn if isinstance(train_cfg.rcnn, list) else [train_cfg.rcnn]:
+            stage.sampler.num = 8
+    if cfg.model.type == 'DINO':
+        cfg.model.num_queries = 100  # no more than positions
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = SIZE
+        if 'num_points' in (cfg.model.decode_head.get('train_cfg') or {}):
+            cfg.model.decode_head.train_cfg.num_points = 100
+
+
+def reached(loss):
+    """Ids of the parameters in the graph of `loss`. DistributedDataParallel waits for the gradient of every other one in vain."""
+    found, seen, queue = set(), set(), [loss.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, 'variable', None)))
+            queue += [function for function, _ in node.next_functions]
+    return found
+
+
+def slow_unless_first(names):
+    quick = set(FIRST.values())
+    return [pytest.param(name, marks=() if name in quick or name.endswith('_digits') else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize('name', slow_unless_first([n for n in NAMES if not n.endswith('_in1k')]))  # those: test_classification.py
+def test_config_has_a_loss_at_an_odd_size_with_every_parameter(name):
+    torch.manual_seed(0)
+    cfg = parse(name)
+    lighten(cfg)
     model = build(cfg).train()
     data = model.data_preprocessor(batch(cfg), training=True)
-    losses = model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
-    loss = total(losses)
+    loss = total(model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss'))
     assert torch.isfinite(loss) and loss > 0
-    loss.backward()
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert idle == []
+    used = reached(loss)
+    assert [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in used] == []
 
     if cfg.default_scope == 'mmengine':
         return
     assert isinstance(model.backbone, DenseBackbone)
-    head = cfg.model.get('neck') or cfg.model.decode_head
-    assert list(model.backbone.out_channels) == list(head.in_channels)
-    strides = {'mmdet': lambda: [s for s, _ in model.bbox_head.prior_generator.strides] if hasattr(model, 'bbox_head')
-               else [s for s, _ in model.rpn_head.prior_generator.strides], 'mmseg': lambda: [4, 8, 16, 32]}[cfg.default_scope]()
-    assert strides[:len(model.backbone.strides)] == list(model.backbone.strides)
+    strides = list(model.backbone.strides)
+    priors = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None) or getattr(model, 'decode_head', None)
+    if hasattr(priors, 'prior_generator'):
+        assert [stride for stride, _ in priors.prior_generator.strides][:len(strides)] == strides
+    else:  # Mask2Former's pixel decoder has points
+        decoder = getattr(priors, 'pixel_decoder', None)
+        assert decoder is None or decoder.strides == strides
 
 
-@pytest.mark.parametrize('name', [n for n in NAMES if 'classification' not in n])
-def test_config_has_what_tools_and_inferencers_look_for(name):
-    cfg = setup(config_path(name))
+@functools.cache
+def backbone_channels(model_name, out_indices):
+    with torch.device('meta'):
+        return list(DenseBackbone(model_name, out_indices).out_channels)
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if not n.startswith('classification')])
+def test_config_fits_its_backbone_and_the_tools(name):
+    cfg = parse(name)
     assert cfg.test_pipeline and cfg.default_scope in ('mmdet', 'mmseg')
-    assert 'vitzoo.mm' in cfg.custom_imports.imports
+    assert cfg.custom_imports.imports[0] == 'vitzoo.mm'  # before anything that imports mmcv
     assert cfg.model.get('pretrained') is None  # mmseg hands it to the backbone
-    assert not cfg.model.backbone.get('pretrained', False)
+    backbone = cfg.model.backbone
+    assert backbone.type == 'vitzoo.Backbone' and not backbone.get('pretrained') and not backbone.get('with_cp')
+    channels = backbone_channels(backbone.model_name, tuple(backbone.get('out_indices', (0, 1, 2, 3))))
+    assert list((cfg.model.get('neck') or cfg.model.decode_head).in_channels) == channels
+    auxiliary = cfg.model.get('auxiliary_head')
+    assert not auxiliary or auxiliary.in_channels == channels[auxiliary.in_index]
+
+
+def all_values(cfg, key):
+    for name, value in cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, list) else ():
+        yield from [value] if name == key else all_values(value, key)
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_recipe(name):
+    cfg, (kind, _, file) = parse(name), name.rpartition('/')
+    head, schedule, dataset = HEADS[head_of(name)], file.split('_')[-2], file.split('_')[-1]
+    part = cfg.model.get('roi_head') or cfg.model.get('bbox_head') or cfg.model.decode_head
+    assert (cfg.model.type, part.type) == head[1:]
+    assert f'_{cfg.model.backbone.model_name}_' in file
+
+    length = cfg.train_cfg.max_epochs if kind == 'detection' else cfg.train_cfg.max_iters
+    assert SCHEDULES[schedule] == f'{length} {"epochs" if kind == "detection" else "iterations"}'
+    *warm_up, main = cfg.param_scheduler
+    assert main.end == length and all(milestone < length for milestone in main.get('milestones', []))
+    assert all(scheduler.type == 'LinearLR' and not scheduler.by_epoch for scheduler in warm_up)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert cfg.optim_wrapper.type == 'OptimWrapper' and optimizer.type == 'AdamW' and optimizer.lr <= 2e-4
+    assert set(optimizer) <= {'type', 'lr', 'betas', 'eps', 'weight_decay'}  # nothing left of SGD
+
+    assert set(all_values(cfg.model, 'num_classes')) == {{'coco': 80, 'ade20k': 150}[dataset]}
+
+
+def published_files(model_name):
+    """Where the published weights of a model lie, as its pretrained configs have it."""
+    shared = timm.get_pretrained_cfg(model_name)
+    tags = [timm.get_pretrained_cfg(tag) for tag in timm.list_pretrained(f'{model_name}.*')]
+    return [f'checkpoints/{note.removeprefix("file: ")}' for note in shared.notes or ()] + [
+        f'hf-hub:{tag.hf_hub_id}' + (f'/{tag.hf_hub_filename}' if tag.hf_hub_filename else '') for tag in tags]
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_start(name):
+    """A config starts from the weights published for its model, if there are any, and shows it pixels as they were in training."""
+    model = parse(name).model
+    files, start = published_files(model.backbone.model_name), model.backbone.get('init_cfg')
+    assert start.checkpoint in files if files else start is None
+    pixels = timm.get_pretrained_cfg(model.backbone.model_name)
+    assert model.data_preprocessor.mean == pytest.approx([255 * x for x in pixels.mean])
+    assert model.data_preprocessor.std == pytest.approx([255 * x for x in pixels.std]) and model.data_preprocessor.bgr_to_rgb
+
+
+def test_metafiles_list_each_config_once():
+    assert sorted(entry['Config'] for entry in ENTRIES) == [f'configs/{name}.py' for name in ZOO]
+    for entry in ENTRIES:
+        name = entry['Config'].removeprefix('configs/').removesuffix('.py')
+        assert entry['Name'] == name.split('/')[1]
+        assert entry['Metadata'] == dict(Backbone=parse(name).model.backbone.model_name, Head=HEADS[head_of(name)][0],
+                                         Schedule=SCHEDULES[name.split('_')[-2]])
+
+
+@pytest.mark.parametrize('file', sorted(CONFIGS.glob('metafiles/*.yml')), ids=lambda file: file.stem)
+def test_published_numbers_carry_a_source(file):
+    content = yaml.safe_load(file.read_text())
+    metrics = {'Object Detection': 'box AP', 'Instance Segmentation': 'mask AP', 'Semantic Segmentation': 'mIoU'}
+    assert [c['Name'] for c in content['Collections']] == list({entry['In Collection'] for entry in content['Models']})
+    for entry in content['Models']:
+        assert ('Results' in entry) == ('Source' in entry) and entry.get('Source', 'https://').startswith('https://')
+        for result in entry.get('Results', []):
+            assert list(result['Metrics']) == [metrics[result['Task']]]
+            assert result['Dataset'].lower() == entry['Name'].split('_')[-1] and all(30 < x < 60 for x in result['Metrics'].values())
 
 
 def test_digit_classes():
     from vitzoo.datasets import digit_scenes
-    detection = setup(config_path('detection/mask-rcnn_svit_micro_digits')).metainfo
-    segmentation = setup(config_path('segmentation/fpn_svit_micro_digits')).metainfo
+    detection = parse('detection/mask-rcnn_svit_micro_digits').metainfo
+    segmentation = parse('segmentation/fpn_svit_micro_digits').metainfo
     assert tuple(detection.classes) == digit_scenes.CLASSES
     assert tuple(segmentation.classes) == digit_scenes.SEG_CLASSES
     assert segmentation.palette == digit_scenes.SEG_PALETTE

@@ -1,0 +1,3 @@
+# Mask2Former with SViT-S on ADE20K, 160k iterations.
+_base_ = ['../_base_/mask2former_160k_ade20k.py', '../_base_/backbones/svit_small.py']
+model = dict(backbone=_base_.segmentation, decode_head=dict(in_channels=_base_.channels))
