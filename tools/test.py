@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT"""
 import argparse
 
+import torch.distributed
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
@@ -22,6 +23,8 @@ def main():
                 seed=args.seed)
     cfg.load_from = args.checkpoint
     Runner.from_cfg(cfg).test()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 # what configs/swin/cascade_mask_rcnn_swin_*_mstrain_480-800_giou_4conv1f_adamw_3x_coco.py of changsn/STViT-R-Object-Detection trains.
 _base_ = 'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
 custom_imports = dict(_delete_=True, imports=['vitzoo.mm'], allow_failed_imports=False)
-custom_hooks = [dict(type='vitzoo.ProgressBarHook')]
+custom_hooks = [dict(type='vitzoo.ProgressBarHook'), dict(type='vitzoo.ReseedHook')]
 model = dict(backbone=dict(_delete_=True, type='vitzoo.Backbone'))
 optim_wrapper = dict(
     _delete_=True,

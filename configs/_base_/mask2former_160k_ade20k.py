@@ -2,6 +2,6 @@
 # Its head lives in MMDetection.
 _base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
 custom_imports = dict(_delete_=True, imports=['vitzoo.mm', 'mmdet.models'], allow_failed_imports=False)
-custom_hooks = [dict(type='vitzoo.ProgressBarHook')]
+custom_hooks = [dict(type='vitzoo.ProgressBarHook'), dict(type='vitzoo.ReseedHook')]
 sync_bn = 'torch'  # for backbones with batch norm, as BiFormer's segmentation code does
 model = dict(backbone=dict(_delete_=True, type='vitzoo.Backbone'))
