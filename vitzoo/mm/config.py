@@ -125,6 +125,7 @@ def _fit_to_cpu(cfg: Config) -> None:
     if cfg.launcher != 'pytorch':
         raise ValueError(f"launcher={cfg.launcher!r} needs GPUs, and none was found; use torchrun and 'pytorch'")
     _replace_sync_batch_norm(cfg.model)
+    cfg.pop('sync_bn', None)
     cfg.env_cfg = cfg.get('env_cfg') or {}
     cfg.env_cfg.dist_cfg = dict(backend='gloo')
     cfg.model_wrapper_cfg = {
