@@ -1,6 +1,7 @@
 import copy
 import functools
 import importlib.util
+import runpy
 
 import numpy as np
 import pytest
@@ -223,6 +224,11 @@ def test_metafiles_list_each_config_once():
                                          Schedule=SCHEDULES[name.split('_')[-2]])
 
 
+def test_page_has_the_table_of_the_metafiles():
+    tool = runpy.run_path(str(CONFIGS.parent / 'tools' / 'config_table.py'))
+    assert tool['PAGE'].read_text() == tool['page'](), 'run python tools/config_table.py'
+
+
 @pytest.mark.parametrize('file', sorted(CONFIGS.glob('metafiles/*.yml')), ids=lambda file: file.stem)
 def test_published_numbers_carry_a_source(file):
     content = yaml.safe_load(file.read_text())
@@ -280,7 +286,7 @@ def distributed_config():
         model=dict(decode_head=dict(norm_cfg=dict(type='SyncBN', requires_grad=True)), heads=[dict(norm_cfg=dict(type='SyncBN'))]),
         optim_wrapper=dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=dict(type='AdamW')),
         model_wrapper_cfg=dict(find_unused_parameters=True),
-        env_cfg=dict(cudnn_benchmark=True, dist_cfg=dict(backend='nccl')), work_dir='x'))
+        sync_bn='torch', env_cfg=dict(cudnn_benchmark=True, dist_cfg=dict(backend='nccl')), work_dir='x'))
 
 
 def test_cpu_config(monkeypatch):
@@ -290,6 +296,7 @@ def test_cpu_config(monkeypatch):
     cfg = setup(distributed_config(), launcher='pytorch')
     assert backends == ['gloo'] == [cfg.env_cfg.dist_cfg.backend] and cfg.env_cfg.cudnn_benchmark
     assert cfg.model.decode_head.norm_cfg == dict(type='BN', requires_grad=True) and cfg.model.heads[0].norm_cfg.type == 'BN'
+    assert 'sync_bn' not in cfg  # that of backbones
     assert cfg.model_wrapper_cfg == dict(
         type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=True, device_ids=None)
     assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(type='AdamW'))
