@@ -138,7 +138,7 @@ class DenseBackbone(nn.Module):
         cfg = self.body.pretrained_cfg
         source = cfg.get('file') or (cfg.get('hf_hub_filename') and f'hf-hub:{cfg["hf_hub_id"]}/{cfg["hf_hub_filename"]}')
         if source:
-            state, own = strip_prefixes(read_checkpoint(local_file(source)))[0], self.state_dict()
+            state, own = strip_prefixes(read_checkpoint(local_file(source))), self.state_dict()
             state = convert(state, self.model).state
             self.load_state_dict({key: value for key, value in state.items() if BESIDE_MODEL.match(key) and key in own}, strict=False)
 

@@ -165,17 +165,21 @@ def unwrap(content: object, use_ema: bool = False, name: str = 'The checkpoint')
     return dict(content)
 
 
-def strip_prefixes(state: StateDict) -> tuple[StateDict, list[str]]:
-    """Names without what data parallelism and wrappers put before them; of a whole detector the backbone alone.
+def inner_names(state: StateDict) -> tuple[dict[str, str], dict[str, str]]:
+    """Names without what data parallelism and wrappers put before them, each with its name in `state`.
 
-    Returns (state, names of the detector's other parts).
+    Returns (those of the model, of a whole detector those of its backbone alone; those of the detector's other parts).
     """
-    inside = {re.sub(r'^(module\.)+', '', name): name for name in state}
-    dropped = []
+    inside, others = {re.sub(r'^(module\.)+', '', name): name for name in state}, {}
     if any(name.startswith('backbone.') for name in inside):
-        dropped = [old for name, old in inside.items() if not name.startswith('backbone.')]
+        others = {name: old for name, old in inside.items() if not name.startswith('backbone.')}
         inside = {name.removeprefix('backbone.'): old for name, old in inside.items() if name.startswith('backbone.')}
-    return {re.sub(r'^(body\.)?(model\.)?', '', name): state[old] for name, old in inside.items()}, dropped
+    return {re.sub(r'^(body\.)?(model\.)?', '', name): old for name, old in inside.items()}, others
+
+
+def strip_prefixes(state: StateDict) -> StateDict:
+    """The model in a state dict, of a whole detector its backbone, under names without prefixes."""
+    return {name: state[old] for name, old in inner_names(state)[0].items()}
 
 
 def keep_counters(state: StateDict, model: nn.Module) -> StateDict:
@@ -199,7 +203,7 @@ class PublishedWeights:
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     """Any published layout of the model's family to ours, in the form that timm's builder wants."""
-    conversion, own = convert(strip_prefixes(state)[0], model), model.state_dict()
+    conversion, own = convert(strip_prefixes(state), model), model.state_dict()
     state = {name: value for name, value in conversion.state.items() if not BESIDE_MODEL.match(name)}
     return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
 
