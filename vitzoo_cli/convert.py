@@ -1,10 +1,14 @@
 """Convert a published checkpoint to our layout, once.
 
-The result is a .safetensors file whose metadata says where it came from: hash and name of the source, model, licence. The weights are
-checked against the model; FILE is read as data, never executed.
+With --model the result is a .safetensors file whose metadata says where it came from: hash and name of the source, model, licence. With
+--config FILE is a whole detector or segmentor, and the result a .pth file that mmdet's and mmseg's tools load. The weights are checked
+against the model; FILE is read as data, never executed.
 """
 import argparse
+import contextlib
 import hashlib
+import io
+import warnings
 from pathlib import Path
 
 from .output import Output
@@ -12,8 +16,10 @@ from .output import Output
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('file', metavar='FILE', help='.pth or .safetensors, in any published layout of the family')
-    parser.add_argument('--model', required=True, metavar='NAME', help='the model whose weights they are, best with its tag')
-    parser.add_argument('--out', required=True, metavar='FILE', help='the .safetensors file to write')
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument('--model', metavar='NAME', help='the model whose weights they are, best with its tag')
+    target.add_argument('--config', metavar='FILE', help='the config of the detector or segmentor whose weights they are')
+    parser.add_argument('--out', required=True, metavar='FILE', help='the .safetensors (--model) or .pth file (--config) to write')
     parser.add_argument('--num-classes', type=int, metavar='N', help="if not the model's own number")
     parser.add_argument('--features', action='store_true', help='the file is a dense backbone, without classifier')
     parser.add_argument('--ema', action='store_true', help='take the averaged weights')
@@ -25,17 +31,31 @@ def run(args: argparse.Namespace, output: Output) -> int:
     source, out = Path(args.file), Path(args.out)
     if not source.is_file():
         raise ValueError(f'{source}: no such file')
-    if out.suffix != '.safetensors':
-        raise ValueError(f'--out {out}: expected a name that ends in .safetensors')
+    suffix = '.pth' if args.config else '.safetensors'
+    if out.suffix != suffix:
+        raise ValueError(f'--out {out}: expected a name that ends in {suffix}')
     if not out.parent.is_dir():
         raise ValueError(f'--out {out}: there is no folder {out.parent}')
     if out.exists() and not args.force:
         raise ValueError(f'--out {out} exists; --force replaces it')
 
+    state, metadata, report = (_convert_detector if args.config else _convert_model)(args, out)
+    output.json({'file': str(out), 'bytes': out.stat().st_size, 'entries': len(state), 'metadata': metadata, 'report': report.to_dict()})
+    output.facts(f'{source} -> {out}', {
+        **{key: value for key, value in metadata.items() if key != 'format'},
+        'entries': f'{len(report.loaded)} loaded, {len(report.renamed)} of them renamed',
+        'dropped': ', '.join(report.dropped) or None,
+        'new': ', '.join(report.new) or None,
+        'size': f'{out.stat().st_size / 1e6:.1f} MB',
+    })
+    return 0
+
+
+def _convert_model(args: argparse.Namespace, out: Path) -> tuple:
     import timm
     from safetensors.torch import save_file
 
-    from vitzoo import DenseBackbone, __version__, load_checkpoint
+    from vitzoo import DenseBackbone, load_checkpoint
 
     from . import models
     from .files import replacing
@@ -49,27 +69,54 @@ def run(args: argparse.Namespace, output: Output) -> int:
         model = timm.create_model(args.model, **({} if args.num_classes is None else {'num_classes': args.num_classes}))
         config = model.pretrained_cfg
     models.allow_runner_checkpoints(args.file)
-    report = load_checkpoint(model, source, use_ema=args.ema)
-    with source.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else \
-            hashlib.sha256(file.read()).hexdigest()
-    name = config['architecture'] + (f'.{config["tag"]}' if config.get('tag') else '')
+    report = load_checkpoint(model, args.file, use_ema=args.ema)
     metadata = {
-        'format': 'pt', 'model': name, 'form': 'features' if args.features else 'classifier', 'vitzoo': __version__,
-        'source': source.name, 'source_sha256': digest, 'origin': config.get('origin_url') or 'unknown',
-        'license': args.license or config.get('license') or 'unknown', 'weights': 'averaged' if args.ema else 'last',
+        'format': 'pt', 'model': config['architecture'] + (f'.{config["tag"]}' if config.get('tag') else ''),
+        'form': 'features' if args.features else 'classifier', **_origin(args), 'origin': config.get('origin_url') or 'unknown',
+        'license': args.license or config.get('license') or 'unknown',
     }
     if not args.features:
         metadata['num_classes'] = str(model.num_classes)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     with replacing(out) as temporary:
         save_file(state, temporary, metadata)
-    output.json({'file': str(out), 'bytes': out.stat().st_size, 'entries': len(state), 'metadata': metadata, 'report': report.to_dict()})
-    output.facts(f'{source} -> {out}', {
-        **{key: value for key, value in metadata.items() if key != 'format'},
-        'entries': f'{len(report.loaded)} loaded, {len(report.renamed)} of them renamed',
-        'dropped': ', '.join(report.dropped) or None,
-        'new': ', '.join(report.new) or None,
-        'size': f'{out.stat().st_size / 1e6:.1f} MB',
-    })
-    return 0
+    return state, metadata, report
+
+
+def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
+    if args.features or args.num_classes is not None:
+        raise ValueError('--features and --num-classes go with --model; a config says itself what its model has')
+    if not Path(args.config).is_file():
+        raise ValueError(f'{args.config}: no such config file')
+    import torch
+
+    from vitzoo import load_checkpoint, mm
+    from vitzoo.models._pretrained import read_file
+
+    from .files import replacing
+    cfg = mm.setup(args.config)
+    from mmengine.registry import MODELS, init_default_scope
+    # the libraries deprecate a lot on import, and say what they do on stdout
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        model = MODELS.build(cfg.model)
+    if not hasattr(model, 'backbone'):
+        raise ValueError(f'{args.config} builds a {type(model).__name__}, no detector or segmentor; --model converts classifiers')
+    report = load_checkpoint(model, args.file, use_ema=args.ema)
+    metadata = {'model': type(model).__name__, 'config': args.config, **_origin(args), 'license': args.license or 'unknown'}
+    # what mmdet and mmseg ask a file for: the names of its classes, in the words of any version
+    published = read_file(args.file).get('meta') or {}
+    names = {key: published[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if key in published}
+    state = model.state_dict()
+    with replacing(out) as temporary:
+        torch.save({'meta': {**metadata, **names}, 'state_dict': state}, temporary)
+    return state, metadata, report
+
+
+def _origin(args: argparse.Namespace) -> dict[str, str]:
+    from vitzoo import __version__
+    with open(args.file, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else \
+            hashlib.sha256(file.read()).hexdigest()
+    return {'vitzoo': __version__, 'source': Path(args.file).name, 'source_sha256': digest, 'weights': 'averaged' if args.ema else 'last'}

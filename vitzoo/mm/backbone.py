@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitzoo.checkpoints import local_file
 from vitzoo.dense import DenseBackbone
-from vitzoo.models._pretrained import read_checkpoint, unwrap
+from vitzoo.models._pretrained import BESIDE_MODEL, convert, read_checkpoint, strip_prefixes, unwrap
 from vitzoo.registry import MODELS
 
 
@@ -37,6 +37,20 @@ class Backbone(DenseBackbone, BaseModule):
                       f'{num_read - len(state)} of other modules left out, {len(report.dropped)} dropped '
                       f'({", ".join(report.dropped[:3]) or "none"})', logger='current')
         self._is_init = True
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        """torch and mmengine call this of every module that gets weights, so that a detector with a published backbone can be given to
+        whatever loads a checkpoint (`Runner(load_from=...)`, the inferencers). What is left over or missing they only warn of.
+        """
+        if self._is_ours:
+            inside = strip_prefixes({name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)})
+            conversion = convert(inside, self.model)
+            if conversion.renamed or conversion.dropped:
+                for name in [name for name in state_dict if name.startswith(prefix)]:
+                    del state_dict[name]
+                for name, value in conversion.state.items():
+                    state_dict[prefix + ('' if BESIDE_MODEL.match(name) else self._prefix) + name] = value
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(super().forward(x))

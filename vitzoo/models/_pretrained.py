@@ -120,22 +120,25 @@ def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> StateDict
 
     Raises ValueError if the file is missing, truncated, holds anything but data, or has no weights of the kind asked for.
     """
+    return unwrap(read_file(path), use_ema, os.fspath(path))
+
+
+def read_file(path: str | os.PathLike) -> object:
+    """All that is in a checkpoint file. Raises ValueError if it is missing, truncated, or holds anything but data."""
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise ValueError(f'{path}: no such checkpoint file.')
     try:
         if path.endswith('.safetensors'):
             from safetensors.torch import load_file
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals(INERT_GLOBALS):
-                content = torch.load(path, map_location='cpu', weights_only=True)
+            return load_file(path)
+        with torch.serialization.safe_globals(INERT_GLOBALS):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f'{path} was refused: it holds more than weights, or is no checkpoint ({_first_line(e)}). '
                          'Nothing in it was executed. Convert it in a place where it is trusted to a file of tensors alone.') from e
     except Exception as e:  # whatever zip, pickle or header reading stumbles over in a damaged file
         raise ValueError(f'{path} could not be read, it may be truncated ({type(e).__name__}: {_first_line(e)}).') from e
-    return unwrap(content, use_ema, path)
 
 
 def _first_line(e: Exception) -> str:
