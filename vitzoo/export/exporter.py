@@ -72,7 +72,8 @@ def export_onnx(
         progress: show a progress bar.
 
     A model, or a part of it, that cannot be exported says so in an attribute `exportable` (`exportable_dynamic_size` for that option):
-    False, or a string with the reason.
+    False, or a string with the reason. A model says by attributes what else it is: `output_names`; `onnx_metadata`, entries in the place of
+    those above; `objects`, if its outputs have an entry for each object found in a single image (see `vitzoo.mm.deploy`).
 
     Raises:
         ValueError: before any work, if an argument is bad or the model cannot be exported.
@@ -87,6 +88,9 @@ def export_onnx(
         raise ValueError(f'rounds={rounds!r}: expected a number of measurements, 0 for none.')
     size = image_shape(model, input_size)
     _refuse(model, 'exportable', 'cannot be exported to ONNX')
+    objects = getattr(model, 'objects', False)
+    if objects and dynamic_batch:
+        raise ValueError(f'{type(model).__name__} finds objects in one image at a time: expected dynamic_batch=False.')
     if dynamic_size:
         _refuse(model, 'exportable_dynamic_size', 'cannot be exported with dynamic_size=True; export one file per size')
     weights = 4 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
@@ -107,11 +111,11 @@ def export_onnx(
         if dynamic_size:
             cases += _cases_at_other_sizes(plain, size, batches, notes)
         names = _output_names(model, cases[0][0])
-        metadata = _metadata(model, size, names, cases[0][0], class_names, license, source, notes)
+        metadata = _metadata(model, size, names, cases[0], class_names, license, source, notes)
 
         step('export')
         with _quiet():
-            proto = _export(deploy, cases[0][0].images, names, opset, dynamic_batch, dynamic_size)
+            proto = _export(deploy, cases[0][0].images, names, opset, dynamic_batch, dynamic_size, objects)
         _write(proto, metadata, temporary)
         found = _read_opset(temporary)
         if found != opset:
@@ -202,14 +206,16 @@ def _quiet():
 
 
 def _output_names(model: nn.Module, case: Case) -> tuple[str, ...]:
-    """A single (B, K) tensor is a classifier's, unless the model says that it has no classes."""
+    """What the model says; else a single (B, K) tensor is a classifier's, unless it has no classes."""
+    if getattr(model, 'output_names', None):
+        return tuple(model.output_names)
     if len(case.outputs) == 1 and case.outputs[0].ndim == 2 and getattr(model, 'num_classes', None) != 0:
         return ('logits',)
     return tuple(f'feat{i}' for i in range(len(case.outputs)))
 
 
-def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ...], case: Case, class_names: Sequence[str] | None,
-              license: str | None, source: str | None, notes: list[str]) -> dict:
+def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ...], cases: list[Case],
+              class_names: Sequence[str] | None, license: str | None, source: str | None, notes: list[str]) -> dict:
     """What goes into the file; remarks for the report go to `notes`."""
     from vitzoo import __version__
     config = next((c for m in model.modules() if (c := getattr(m, 'pretrained_cfg', None))), {})
@@ -218,23 +224,27 @@ def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ..
         for key in ('mean', 'std'):
             data[key] = (sum(data[key]) / len(data[key]),) * size[0]
         notes.append(f'mean and std were known for other channels: their averages stand for each of the {size[0]}')
-    num_classes = case.outputs[0].shape[1] if names == ('logits',) else 0
+    own = getattr(model, 'onnx_metadata', {})
+    num_classes = cases[0].outputs[0].shape[1] if names == ('logits',) else own.get('num_classes', 0)
+    if class_names is None:
+        class_names = own.get('class_names')
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f'class_names has {len(class_names)} entries: expected {num_classes}, one for each class of the model.')
-    if not any(o.any() for o in case.outputs):
-        notes.append('all outputs are zero (a head that was never trained?): the comparison says little')
+    if not any(o.any() for case in cases for o in case.outputs):
+        notes.append('all outputs are zero or empty (a head that was never trained?): the comparison says little')
     import onnx
-    return dict(
+    return {**dict(
         model=model_name(model), task='classification' if num_classes else 'features', input_size=list(size), mean=list(data['mean']),
         std=list(data['std']), interpolation=data['interpolation'], crop_pct=data['crop_pct'], num_classes=num_classes,
         class_names=None if class_names is None else [str(name) for name in class_names],
         versions=dict(vitzoo=__version__, torch=str(torch.__version__), timm=timm.__version__, onnx=onnx.__version__),
         license=license or config.get('license'),
         source=source or config.get('origin_url') or config.get('hf_hub_id') or config.get('url') or None,
-    )
+    ), **{key: value for key, value in own.items() if key != 'class_names'}}
 
 
-def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opset: int, dynamic_batch: bool, dynamic_size: bool):
+def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opset: int, dynamic_batch: bool, dynamic_size: bool,
+            objects: bool):
     """The model as an ONNX ModelProto, by the exporter that writes this opset."""
     # batch 1 would be taken for a constant
     example = torch.cat([images, images]) if dynamic_batch else images
@@ -244,7 +254,8 @@ def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opse
         if opset == TORCHSCRIPT_OPSET:
             import onnx
             buffer = io.BytesIO()
-            dynamic = {name: {0: 'batch'} for name in names} if dynamic_batch else {}
+            first = 'objects' if objects else 'batch'
+            dynamic = {name: {0: first} for name in names} if objects or dynamic_batch else {}
             torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
             return onnx.load_from_string(buffer.getvalue())
         _pool_by_mean(model)

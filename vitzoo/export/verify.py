@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 TOLERANCE = 1e-5  # of the largest value of an output
 CHOICE_TOLERANCE = 2e-3  # of an image for which a rounding difference decided a near tie
+OBJECT_TOLERANCE = 1e-4  # of the largest coordinate or score of the objects of an image
+LABEL_TOLERANCE = 1e-4  # share of the pixels of a label map or mask that are near ties
 SEEDS = (0, 1, 2, 3)
 
 
@@ -18,10 +20,11 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """Images for one run of the model, and what PyTorch makes of them."""
+    """Images for one run of the model, and what PyTorch makes of them; `objects` if that has an entry for each object found."""
     images: Tensor
     seeds: tuple[int, ...]
     outputs: list[Tensor]
+    objects: bool = False
 
 
 @dataclass
@@ -52,6 +55,7 @@ def make_cases(model: nn.Module, size: tuple[int, int, int], batches: Sequence[i
     Raises:
         ValueError: if the model cannot take them, or makes of them what is not a tensor or a list of tensors, or not finite.
     """
+    objects = getattr(model, 'objects', False)
     cases, seeds = [], list(SEEDS)
     for batch in batches:
         now, seeds = tuple(seeds[:batch]), seeds[batch:]
@@ -62,11 +66,11 @@ def make_cases(model: nn.Module, size: tuple[int, int, int], batches: Sequence[i
         except Exception as e:  # whatever the model thinks of this size
             raise ValueError(f'{type(model).__name__} does not take images of (C, H, W) = {size}: {e}') from e
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs) if isinstance(outputs, (list, tuple)) else []
-        if not outputs or not all(isinstance(o, Tensor) and o.ndim > 1 and len(o) == batch for o in outputs):
+        if not outputs or not all(isinstance(o, Tensor) and (objects or o.ndim > 1 and len(o) == batch) for o in outputs):
             raise ValueError(f'{type(model).__name__} must return a tensor, or a list or tuple of tensors, each with the batch first.')
         if not all(o.isfinite().all() for o in outputs):
             raise ValueError(f'{type(model).__name__} returns values that are not finite for images of {size}: its weights are damaged.')
-        cases.append(Case(images, now, outputs))
+        cases.append(Case(images, now, outputs, objects))
     return cases
 
 
@@ -86,33 +90,87 @@ def check(session, case: Case, names: Sequence[str], selects: bool) -> Check:
     """Compare one case.
 
     A model that chooses (`selects`) may differ by more than `TOLERANCE` but less than `CHOICE_TOLERANCE` in single images;
-    how many of them are too many is for the caller to say.
+    how many of them are too many is for the caller to say. Of labels (integers) and masks, the share of other pixels counts, up to
+    `LABEL_TOLERANCE`. Of objects there have to be as many, each with its label, the best first, where two with almost the same score may
+    change places; boxes and scores may differ by `OBJECT_TOLERANCE`.
 
     Raises:
         ExportError: on another shape, a value that is not finite, or a difference beyond the tolerance.
     """
-    batch, _, height, width = case.images.shape
+    if case.objects:
+        return _check_objects(session, case, names, selects)
+    found = _run(session, case, names)
+    per_image, allowed = [], []  # output -> (batch,); output -> what agrees
+    for name, want, got in zip(names, _arrays(case), found, strict=True):
+        if got.shape != want.shape:
+            raise ExportError(f'{name} at {_where(case)}: the file gives shape {got.shape}, PyTorch {want.shape}.')
+        per_image.append([_difference(*pair, np.abs(want).max()) for pair in zip(got, want, strict=True)])
+        allowed.append(_tolerance(want))
+    return _judge(case, names, np.array(per_image), np.array(allowed), selects)
+
+
+def _check_objects(session, case: Case, names: Sequence[str], selects: bool) -> Check:
+    """`names` are `boxes`, `scores`, `labels` and perhaps others."""
+    found, want = (dict(zip(names, values, strict=True)) for values in (_run(session, case, names), _arrays(case)))
+    for name in names:
+        if found[name].shape != want[name].shape:
+            raise ExportError(f'{name} at {_where(case)}: the file gives shape {found[name].shape}, PyTorch {want[name].shape}.')
+    if (np.diff(found['scores']) > 0).any():
+        raise ExportError(f'scores at {_where(case)}: the file does not give the best first.')
+    apart = (found['labels'] != want['labels'][:, None]).astype(np.float64)  # wanted, found
+    for name in ('boxes', 'scores'):
+        got, expected = (values[name].reshape(len(apart), -1) for values in (found, want))
+        apart += np.abs(got - expected[:, None]).max(2) / max(np.abs(expected).max(initial=0), np.finfo(np.float32).tiny)
+    partner = apart.argmin(1) if len(apart) else np.zeros(0, int)
+    if len(set(partner)) < len(partner) or (found['labels'][partner] != want['labels']).any():
+        raise ExportError(f'labels at {_where(case)}: the file gives other objects than PyTorch.')
+    per_image = np.array([[_difference(found[name][partner], want[name], np.abs(want[name]).max(initial=0))] for name in names])
+    allowed = np.array([max(_tolerance(want[name]), OBJECT_TOLERANCE) for name in names])
+    return _judge(case, names, per_image, allowed, selects)
+
+
+def _run(session, case: Case, names: Sequence[str]) -> list[np.ndarray]:
     try:
         found = session.run(list(names), {'image': case.images.numpy()})
     except Exception as e:
-        raise ExportError(f'ONNX Runtime cannot run the file at batch {batch}, {height}x{width}: {e}') from e
-    per_image = []  # output -> (batch,)
-    for name, want, got in zip(names, case.outputs, found, strict=True):
-        want = want.numpy()
-        if got.shape != want.shape:
-            raise ExportError(f'{name} at batch {batch}, {height}x{width}: the file gives shape {got.shape}, PyTorch {want.shape}.')
+        raise ExportError(f'ONNX Runtime cannot run the file at {_where(case)}: {e}') from e
+    for name, got in zip(names, found, strict=True):
         if not np.isfinite(got).all():
-            raise ExportError(f'{name} at batch {batch}, {height}x{width}: the file gives values that are not finite.')
-        difference = np.abs(got - want).reshape(batch, -1).max(1)
-        per_image.append(difference / max(np.abs(want).max(), np.finfo(np.float32).tiny))
-    per_image = np.array(per_image)
-    worst = per_image.max(0)
-    limit = CHOICE_TOLERANCE if selects else TOLERANCE
-    if worst.max() > limit:
-        name = names[per_image.max(1).argmax()]
-        raise ExportError(f'{name} at batch {batch}, {height}x{width}: the file differs from PyTorch by {worst.max():.1e} of the largest '
-                          f'value, {limit:.0e} is allowed.')
-    agree = worst <= TOLERANCE
+            raise ExportError(f'{name} at {_where(case)}: the file gives values that are not finite.')
+    return found
+
+
+def _judge(case: Case, names: Sequence[str], per_image: np.ndarray, allowed: np.ndarray, selects: bool) -> Check:
+    """per_image: (outputs, batch), differences; allowed: (outputs,), how large they may be."""
+    limits = np.maximum(allowed, CHOICE_TOLERANCE) if selects else allowed
+    beyond = (per_image / limits[:, None]).max(1)
+    if beyond.max() > 1:
+        i = beyond.argmax()
+        raise ExportError(f'{names[i]} at {_where(case)}: the file differs from PyTorch by {per_image[i].max():.1e} of the largest '
+                          f'value, {limits[i]:.0e} is allowed.')
+    agree = (per_image <= allowed[:, None]).all(0)
     errors = {name: float(error[agree].max(initial=0)) for name, error in zip(names, per_image, strict=True)}
-    resolved = {seed: float(error) for seed, error, same in zip(case.seeds, worst, agree, strict=True) if not same}
+    resolved = {seed: float(error) for seed, error, same in zip(case.seeds, per_image.max(0), agree, strict=True) if not same}
+    batch, _, height, width = case.images.shape
     return Check(batch, height, width, errors, resolved)
+
+
+def _difference(got: np.ndarray, want: np.ndarray, scale: float) -> float:
+    if want.size == 0:
+        return 0.
+    if want.dtype.kind != 'f':
+        return float((got != want).mean())
+    return float(np.abs(got - want).max() / max(scale, np.finfo(np.float32).tiny))
+
+
+def _tolerance(values: np.ndarray) -> float:
+    return TOLERANCE if values.dtype.kind == 'f' else LABEL_TOLERANCE
+
+
+def _arrays(case: Case) -> list[np.ndarray]:
+    return [output.numpy() for output in case.outputs]
+
+
+def _where(case: Case) -> str:
+    batch, _, height, width = case.images.shape
+    return f'batch {batch}, {height}x{width}'
