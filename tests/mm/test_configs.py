@@ -13,6 +13,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 from mmengine.config import Config  # noqa: E402
 from mmengine.config import utils as config_utils  # noqa: E402
+from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.structures import InstanceData, PixelData  # noqa: E402
 
@@ -138,6 +139,8 @@ def test_config_has_a_loss_at_an_odd_size_with_every_parameter(name):
     assert torch.isfinite(loss) and loss > 0
     used = reached(loss)
     assert [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in used] == []
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    assert sorted(id(p) for group in groups for p in group['params']) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
     if cfg.default_scope == 'mmengine':
         return
