@@ -62,6 +62,20 @@ def test_progress_bar_is_for_terminals(digits, tmp_path, monkeypatch, capsys):
     assert 'training, loss' not in capsys.readouterr().out
 
 
+def test_resumed_training_draws_the_same_random_numbers(digits, tmp_path):
+    """Crops, drop path and the weights that come of them; without the hook they differ."""
+    def weights(name, **options):
+        return train(CLASSIFICATION, tmp_path / name, **{
+            'train_cfg.max_iters': 4, 'default_hooks.checkpoint.interval': 2, 'default_hooks.checkpoint.max_keep_ckpts': 2,
+            'model.drop_path_rate': 0.2, 'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None, **options}).model.state_dict()
+
+    resume = dict(resume=True, load_from=str(tmp_path / 'whole' / 'iter_2.pth'))
+    whole = weights('whole')
+    torch.testing.assert_close(weights('resumed', **resume), whole, rtol=0, atol=0)
+    other = weights('without', custom_hooks=[], **resume)
+    assert any(not torch.equal(value, whole[name]) for name, value in other.items())
+
+
 FAMILIES = ['svit_micro', 'biformer_micro', 'vz_davit_micro', 'stvit_micro', 'stvit_deit_micro', 'lookupvit_micro']
 
 
