@@ -253,7 +253,8 @@ def test_digit_classes():
     assert segmentation.palette == digit_scenes.SEG_PALETTE
 
 
-@pytest.mark.parametrize('name', ['detection/retinanet_svit_micro_digits', 'segmentation/fpn_svit_micro_digits'])
+@pytest.mark.parametrize('name', [
+    'detection/retinanet_svit_micro_digits', 'segmentation/fpn_svit_micro_digits', 'segmentation/segformer_svit_small_160k_ade20k'])
 def test_dump_reloads_and_builds(name, tmp_path):
     cfg = setup(config_path(name))
     cfg.dump(tmp_path / 'dump.py')
