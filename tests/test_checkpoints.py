@@ -189,6 +189,34 @@ def test_detector_takes_a_backbone_file_and_its_own(source, x):
         assert torch.equal(other(x), detector(x)) and set(report.loaded) == set(detector.state_dict())
 
 
+@pytest.mark.parametrize('ours', [True, False], ids=['ours', 'anybody\'s'])
+def test_detector_of_other_classes(ours):
+    """Its own file, whoever's its backbone is."""
+    def build(num_classes):
+        detector = Detector()
+        detector.backbone = detector.backbone if ours else timm.create_model('resnet10t', features_only=True)
+        detector.bbox_head = nn.Conv2d(8, num_classes, 3)
+        return detector
+
+    source, model = build(9), build(4)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r'another number of classes.*bbox_head\.weight gives 9 values in the file, 4 in the model'):
+        vitzoo.load_checkpoint(model, source.state_dict())
+    assert unchanged(model, before)
+    report = vitzoo.load_checkpoint(model, source.state_dict(), reset_head=True)
+    assert report.new == report.dropped == ['bbox_head.weight', 'bbox_head.bias']
+    assert unchanged(model, {**source.state_dict(), **{name: before[name] for name in report.new}})
+
+
+def test_names_of_a_report_are_those_of_the_file_and_of_the_model(source):
+    state = {f'module.backbone.{name}': value for name, value in publish(source).items()}
+    model = Detector()
+    report = vitzoo.load_checkpoint(model, state)
+    assert set(report.loaded) == {name for name in model.state_dict() if name.startswith('backbone.')}
+    assert report.renamed['module.backbone.patch_embed.proj.0.weight'] == 'backbone.body.model.stem.0.weight'
+    assert set(state) == set(report.renamed) | set(report.dropped)
+
+
 def test_counters_of_batches_may_be_missing(source, x):
     state = {name: value for name, value in publish(source).items() if not name.endswith('num_batches_tracked')}
     model = new_model()
