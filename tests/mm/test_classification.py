@@ -10,7 +10,7 @@ from PIL import Image
 import vitzoo
 
 pytest.importorskip('mmengine')
-from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS  # noqa: E402
+from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, PARAM_SCHEDULERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from vitzoo.mm import Accuracy, Classifier, ImageFolder, RepeatAugSampler, config_path, setup  # noqa: E402
@@ -60,6 +60,29 @@ def test_recipe_reads_images(name, imagenet):
         dataset = DATASETS.build(data.dataset)
         image, label = dataset[7]
         assert len(dataset) == 12 and image.shape == (3, 224, 224) and label == 1 and dataset.metainfo == dict(classes=['class0', 'class1'])
+
+
+@pytest.mark.parametrize('name, warm_up, epochs', [('svit_small', 5, 300), ('vz_davit_small', 5, 310), ('stvit_small', 20, 300)])
+def test_rates_of_a_recipe(name, warm_up, epochs):
+    """From 1e-6 up to 1e-3, down to 1e-5 at epoch 300, and no change after it."""
+    cfg, length = setup(config_path(f'classification/{name}_in1k')), 10
+    assert cfg.train_cfg.max_epochs == epochs
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
+    schedulers = []
+    for scheduler in cfg.param_scheduler:
+        options = {'end': epochs, **scheduler, 'optimizer': optimizer, 'epoch_length': length}
+        options.pop('convert_to_iter_based')
+        schedulers.append(PARAM_SCHEDULERS.get(options.pop('type')).build_iter_from_epoch(**options))
+    rates = []
+    for _ in range(epochs * length):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()  # mmengine warns otherwise
+        for scheduler in schedulers:
+            scheduler.step()
+    top = warm_up * length
+    assert rates[0] == pytest.approx(1e-6) and max(rates) == pytest.approx(1e-3) == pytest.approx(rates[top - 1])
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[300 * length - 1] == pytest.approx(rates[-1], abs=1e-8) == pytest.approx(1e-5, rel=1e-3)
 
 
 def test_recipe_trains_evaluates_and_resumes_with_averaged_weights(imagenet, tmp_path):
