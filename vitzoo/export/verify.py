@@ -118,8 +118,7 @@ def _check_objects(session, case: Case, names: Sequence[str], selects: bool) -> 
     if (np.diff(found['scores']) > 0).any():
         raise ExportError(f'scores at {_where(case)}: the file does not give the best first.')
     apart = (found['labels'] != want['labels'][:, None]).astype(np.float64)  # wanted, found
-    for name in ('boxes', 'scores'):
-        got, expected = (values[name].reshape(len(apart), -1) for values in (found, want))
+    for got, expected in (found['boxes'], want['boxes']), (found['scores'][:, None], want['scores'][:, None]):
         apart += np.abs(got - expected[:, None]).max(2) / max(np.abs(expected).max(initial=0), np.finfo(np.float32).tiny)
     partner = apart.argmin(1) if len(apart) else np.zeros(0, int)
     if len(set(partner)) < len(partner) or (found['labels'][partner] != want['labels']).any():

@@ -120,7 +120,8 @@ class _Segmentor(_Deployed):
     def __init__(self, model: nn.Module, size: Sequence[int], argmax: bool):
         super().__init__(model, size)
         self.argmax = argmax
-        self.onnx_metadata |= dict(task='segmentation', num_classes=model.num_classes)
+        self.onnx_metadata |= dict(
+            task='segmentation', num_classes=model.num_classes, score_threshold=model.decode_head.threshold)
         for parent in list(self.model.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d):

@@ -1,0 +1,209 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+onnx = pytest.importorskip('onnx')
+ort = pytest.importorskip('onnxruntime')
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+from torch import nn  # noqa: E402
+
+import vitzoo  # noqa: E402
+from vitzoo.export.verify import photo  # noqa: E402
+from vitzoo.mm import config_path, deploy, setup  # noqa: E402
+
+SIZE = (64, 96)
+FAMILIES = ['svit_micro', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    'stvit_micro', 'biformer_micro', 'vz_davit_micro', 'stvit_deit_micro', 'lookupvit_micro'))]
+HEADS = ['retinanet', pytest.param('mask-rcnn', marks=pytest.mark.slow)]
+
+
+def build(name, backbone=None, **changes):
+    """A model of a shipped config whose heads answer to the image: as initialised, they find nothing."""
+    cfg = setup(config_path(name), backbone=backbone, cfg_options=changes)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    for part in ('bbox_head', 'rpn_head', 'roi_head'):
+        for path, layer in getattr(model, part, nn.Identity()).named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+                layer.weight.data *= 0.2 if 'reg' in path else 0.1 if path.endswith('cls') else 1
+    return model
+
+
+def predict(model, image):
+    """What MMDetection itself finds in a normalised image."""
+    from mmdet.structures import DetDataSample
+    height, width = image.shape[2:]
+    padded = nn.functional.pad(image, (0, -width % 32, 0, -height % 32))
+    sample = DetDataSample(metainfo=dict(
+        img_shape=(height, width), ori_shape=(height, width), pad_shape=padded.shape[2:], batch_input_shape=padded.shape[2:],
+        scale_factor=(1., 1.)))
+    with torch.no_grad():
+        found = model.predict(padded, [sample], rescale=False)[0].pred_instances
+    return [found.bboxes, found.scores, found.labels, *([found.masks] if 'masks' in found else [])]
+
+
+def run(path, image):
+    session = ort.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return session.run(None, {'image': image.numpy()})
+
+
+def metadata(path):
+    return {p.key: json.loads(p.value) for p in onnx.load(path).metadata_props}
+
+
+@pytest.mark.parametrize('size', [SIZE, (77, 93)])
+@pytest.mark.parametrize('name', ['retinanet', 'mask-rcnn'])
+def test_detector_is_what_mmdet_predicts(name, size):
+    model = build(f'detection/{name}_svit_micro_digits')
+    deployed = deploy.detector(model, size)
+    labels = set()
+    for seed in range(3):
+        image = photo(seed, (3, *size))
+        with torch.no_grad():
+            found = deployed(image)
+        expected = predict(model, image)
+        assert len(found) == len(expected) == len(deployed.output_names) and len(expected[0]) > 5
+        for got, want in zip(found, expected, strict=True):
+            assert got.shape == want.shape and got.dtype == want.dtype
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+        labels |= set(expected[2].tolist())
+    assert len(labels) > 1
+
+
+def test_detector_finds_nothing_as_mmdet_does():
+    model = build('detection/mask-rcnn_svit_micro_digits', **{'model.test_cfg.rcnn.score_thr': 0.999})
+    image = photo(0, (3, *SIZE))
+    with torch.no_grad():
+        found = deploy.detector(model, SIZE)(image)
+    assert [len(values) for values in found] == [0, 0, 0, 0] == [len(values) for values in predict(model, image)]
+    assert found[3].shape == (0, *SIZE)
+
+
+@pytest.mark.parametrize('backbone', FAMILIES)
+@pytest.mark.parametrize('head', HEADS)
+def test_detector_in_onnx(head, backbone, tmp_path):
+    model = build(f'detection/{head}_svit_micro_digits', backbone)
+    model.dataset_meta = {'classes': [f'digit {i}' for i in range(10)]}
+    slow = backbone != 'svit_micro' or head != 'retinanet'
+    report = vitzoo.export_onnx(deploy.detector(model, SIZE), tmp_path / 'model.onnx', SIZE, opset=20 if slow else 17,
+                                dynamic_batch=False, rounds=0)
+    names = ('boxes', 'scores', 'labels', 'masks')[:4 if head == 'mask-rcnn' else 3]
+    assert report.outputs == names and [c.batch for c in report.checks] == [1] * 4 and report.max_error < 1e-4
+    assert not any('zero or empty' in warning for warning in report.warnings)
+    image = photo(9, (3, *SIZE))
+    boxes, scores, labels, *masks = run(report.path, image)
+    expected = predict(model, image)
+    np.testing.assert_allclose(scores, expected[1], atol=1e-4)
+    assert len(boxes) == len(labels) == len(expected[0]) > 5 and all(m.shape == (len(boxes), *SIZE) and m.dtype == bool for m in masks)
+    found = metadata(report.path)
+    assert found['model'] == f'{type(model).__name__} on {backbone}' and found['class_names'][9] == 'digit 9'
+    assert (found['task'], found['num_classes'], found['score_threshold']) == ('detection', 10, 0.05)
+    np.testing.assert_allclose(found['mean'], [0.485, 0.456, 0.406], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_detector_by_the_default_exporter(tmp_path):
+    model = build('detection/retinanet_svit_micro_digits')
+    report = vitzoo.export_onnx(deploy.detector(model, SIZE), tmp_path / 'model.onnx', SIZE, dynamic_batch=False, rounds=0)
+    nodes = [node.op_type for node in onnx.load(report.path).graph.node]
+    assert nodes.count('NonMaxSuppression') == 1 and report.exporter == 'dynamo'
+
+
+@pytest.mark.parametrize('opset', [17, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', ['retinanet', pytest.param('mask-rcnn', marks=pytest.mark.slow)])
+def test_a_file_that_finds_nothing_runs(name, opset, tmp_path):
+    threshold = 'model.test_cfg.score_thr' if name == 'retinanet' else 'model.test_cfg.rcnn.score_thr'
+    model = build(f'detection/{name}_svit_micro_digits', **{threshold: 0.999})
+    report = vitzoo.export_onnx(deploy.detector(model, SIZE), tmp_path / 'model.onnx', SIZE, opset=opset, dynamic_batch=False, rounds=0)
+    assert [len(values) for values in run(report.path, photo(0, (3, *SIZE)))] == [0] * len(report.outputs)
+    assert 'zero or empty' in report.warnings[0]
+
+
+@pytest.mark.parametrize('backbone', FAMILIES)
+@pytest.mark.parametrize('head', ['upernet', pytest.param('fpn', marks=pytest.mark.slow)])
+def test_segmentor_in_onnx(head, backbone, tmp_path):
+    model = build(f'segmentation/{head}_svit_micro_digits', backbone)
+    slow = backbone != 'svit_micro' or head != 'upernet'
+    report = vitzoo.export_onnx(deploy.segmentor(model, SIZE), tmp_path / 'model.onnx', SIZE, opset=20 if slow else 17, rounds=0)
+    assert report.outputs == ('seg',) and [c.batch for c in report.checks] == [1, 3]
+    images = torch.cat([photo(seed, (3, *SIZE)) for seed in (7, 8)])
+    with torch.no_grad():
+        expected = torch.stack([sample.seg_logits.data for sample in model.predict(images)])
+    found, = run(report.path, images)
+    assert found.shape == (2, 11, *SIZE)
+    tolerance = 2e-3 if any(getattr(m, 'selects', False) for m in model.modules()) else 1e-5
+    np.testing.assert_allclose(found, expected, atol=tolerance * float(expected.abs().max()))
+    assert metadata(report.path)['task'] == 'segmentation'
+
+
+def test_segmentor_with_labels(tmp_path):
+    model = build('segmentation/fpn_svit_micro_digits')
+    deployed = deploy.segmentor(model, SIZE, argmax=True)
+    report = vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', SIZE, opset=17, rounds=0)
+    image = photo(7, (3, *SIZE))
+    found, = run(report.path, image)
+    with torch.no_grad():
+        expected = model.predict(image)[0].pred_sem_seg.data
+    assert found.dtype == np.int64 and found.shape == (1, *SIZE)
+    assert (found != expected.numpy()).mean() <= 1e-4 and len(np.unique(found)) > 1
+
+
+@pytest.mark.parametrize('length', [4, 5, 7])
+def test_matrix_pooling_is_adaptive_pooling(length):
+    x = torch.randn(2, 3, length, 9)
+    for bins in (1, 2, 3, 6):
+        torch.testing.assert_close(deploy._MatrixPool(bins)(x), nn.AdaptiveAvgPool2d(bins)(x))
+
+
+def test_raw_maps(tmp_path):
+    model = build('detection/mask-rcnn_svit_micro_digits')
+    report = vitzoo.export_onnx(deploy.raw(model, SIZE), tmp_path / 'model.onnx', SIZE, opset=17, rounds=0)
+    image = photo(5, (3, *SIZE))
+    with torch.no_grad():
+        scores, deltas = model.rpn_head(model.extract_feat(image))
+    for got, want in zip(run(report.path, image), [*scores, *deltas], strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5 * float(want.abs().max()))
+
+
+def test_the_model_itself_is_not_changed():
+    model = build('segmentation/upernet_svit_micro_digits').train()
+    deploy.segmentor(model, SIZE)
+    assert model.training and any(isinstance(m, nn.AdaptiveAvgPool2d) for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize('name, changes, make, reason', [
+    ('segmentation/fpn_svit_micro_digits', {}, deploy.detector, 'EncoderDecoder'),
+    ('segmentation/fpn_svit_micro_digits', {}, deploy.raw, 'bbox_head or rpn_head'),
+    ('detection/retinanet_svit_micro_digits', {}, deploy.segmentor, 'RetinaNet'),
+    ('detection/retinanet_svit_micro_digits', {'model.test_cfg.nms.type': 'soft_nms'}, deploy.detector, 'soft_nms.*deploy.raw'),
+    ('detection/retinanet_svit_micro_digits', {'model.data_preprocessor.bgr_to_rgb': False}, deploy.detector, 'BGR'),
+    ('detection/retinanet_svit_micro_digits', {'model.bbox_head.type': 'ATSSHead', 'model.bbox_head.norm_cfg': None}, deploy.detector,
+     'ATSSHead'),
+    ('segmentation/fpn_svit_micro_digits', {'model.test_cfg': dict(mode='slide', crop_size=(32, 32), stride=(16, 16))}, deploy.segmentor,
+     r'\(32, 32\)'),
+])
+def test_refusals(name, changes, make, reason):
+    model = build(name, **changes)
+    with pytest.raises(ValueError, match=f'(?s){reason}'):
+        make(model, SIZE)
+
+
+def test_limits_of_the_export(tmp_path):
+    model = build('detection/retinanet_svit_micro_digits')
+    with pytest.raises(ValueError, match=r'size=\(64, 0\)'):
+        deploy.detector(model, (64, 0))
+    deployed = deploy.detector(model, SIZE)
+    with pytest.raises(ValueError, match='dynamic_batch=False'):
+        vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', SIZE)
+    with pytest.raises(ValueError, match='one size'):
+        vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', SIZE, dynamic_batch=False, dynamic_size=True)
+    with pytest.raises(ValueError, match='made for images of 64x96'):
+        vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', (64, 64), dynamic_batch=False)
+    assert list(tmp_path.iterdir()) == []
