@@ -2,6 +2,9 @@
 
 The file carries what "vitzoo predict --onnx" needs: image size, mean, deviation, class names. It is kept only if it gives what PyTorch
 gives. Without --checkpoint and --pretrained the weights are random.
+
+With --config and --checkpoint instead of a name, a trained model of MMDetection, MMSegmentation or configs/classification is exported as a
+whole: boxes, scores, labels and masks, or logits of every pixel, or of the image.
 """
 import argparse
 from pathlib import Path
@@ -11,7 +14,8 @@ from .output import Output
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .models import size
-    parser.add_argument('model', metavar='MODEL', help='registered name, ours or timm\'s')
+    parser.add_argument('model', nargs='?', metavar='MODEL', help='registered name, ours or timm\'s')
+    parser.add_argument('--config', metavar='FILE', help='a config for tools/train.py, instead of MODEL; needs --checkpoint and --size')
     parser.add_argument('--out', required=True, metavar='FILE', help='the ONNX file to write')
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument('--checkpoint', metavar='FILE', help='weights, in any published layout')
@@ -31,6 +35,10 @@ def run(args: argparse.Namespace, output: Output) -> int:
     from vitzoo import DenseBackbone, export_onnx
 
     from . import models
+    if bool(args.model) == bool(args.config):
+        raise ValueError('give either MODEL or --config FILE')
+    if args.config:
+        return _export_config(args, output)
     models.known(args.model)
     if args.features and (args.classes or args.num_classes is not None):
         raise ValueError('--features has no classes; leave out --classes and --num-classes')
@@ -58,6 +66,30 @@ def run(args: argparse.Namespace, output: Output) -> int:
         dynamic_batch=not args.static_batch, dynamic_size=args.dynamic_size,
         class_names=names if names or args.features or not trained else _imagenet_names(model),
         source=Path(args.checkpoint).name if args.checkpoint else None, progress=not output.as_json)
+    output.json(report.to_dict())
+    output.rich(report)
+    return 0
+
+
+def _export_config(args: argparse.Namespace, output: Output) -> int:
+    if not args.checkpoint or not args.size:
+        raise ValueError('--config needs --checkpoint FILE and --size HxW, that of the images as the model is to see them')
+    if args.pretrained or args.features or args.classes or args.num_classes is not None or args.dynamic_size:
+        raise ValueError('--config goes with --checkpoint, --size, --opset and --static-batch alone')
+    from vitzoo import export_onnx
+
+    from .mm_predictor import MmPredictor
+    output.note('loading PyTorch and the model ...')
+    loaded = MmPredictor(args.config, args.checkpoint, 0)
+    names = None
+    if loaded.task == 'classification':
+        model, names = loaded.model.model, loaded.classes
+    else:
+        from vitzoo.mm import deploy
+        model = (deploy.detector if loaded.task == 'detection' else deploy.segmentor)(loaded.model, args.size)
+    report = export_onnx(
+        model, args.out, args.size, opset=args.opset, dynamic_batch=not args.static_batch and loaded.task != 'detection',
+        class_names=names, source=Path(args.checkpoint).name, progress=not output.as_json)
     output.json(report.to_dict())
     output.rich(report)
     return 0

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from . import findings
+
 
 class MmPredictor:
     """Call it with an RGB image: what was found, as JSON data, and pictures of it. `columns` and `lines` put that in a table.
@@ -76,15 +78,8 @@ class MmPredictor:
         return {'objects': objects}, {'picture': draw_detections(image, boxes, labels, scores, masks, self.classes)}
 
     def find_regions(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
-        from vitzoo.viz import draw_segmentation, palette
         regions = self.infer(self.model, _bgr(image)).pred_sem_seg.data.squeeze(0).cpu().numpy()
-        counts = np.bincount(regions.ravel(), minlength=len(self.classes))
-        shares = [{'class': int(i), 'name': self.classes[i], 'share': float(counts[i] / regions.size)}
-                  for i in np.argsort(-counts, kind='stable') if counts[i]]
-        labels = Image.fromarray(regions.astype(np.uint8 if len(self.classes) <= 256 else np.uint16))
-        if labels.mode == 'L':
-            labels.putpalette([v for colour in palette(len(self.classes)) for v in colour])
-        return {'classes': shares}, {'picture': draw_segmentation(image, regions, self.classes), 'labels': labels}
+        return findings.regions(image, regions, self.classes)
 
     def find_classes(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
         from . import pictures
@@ -94,12 +89,7 @@ class MmPredictor:
         return {'classes': classes}, {'picture': pictures.classification(image, classes)}
 
     def lines(self, found: dict) -> list[tuple]:
-        if 'classes' in found:
-            return [(c['name'], f'{c[self.columns[1]]:.1%}') for c in found['classes'][:5]]
-        names = {}
-        for o in found['objects']:
-            names.setdefault(o['name'], []).append(o['score'])
-        return [(f'{len(scores)} x {name}', f'{max(scores):.2f}') for name, scores in names.items()] or [('nothing', '')]
+        return findings.lines(found, self.columns[1])
 
 
 def _bgr(image: Image.Image) -> np.ndarray:

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 NEEDED = ('task', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
+TASKS = ('classification', 'features', 'detection', 'segmentation')
+
 
 def read_image(path: str | Path) -> Image.Image:
     """An image file as RGB, turned the way its camera was held; 16 bit grey becomes 8 bit. Raises whatever Pillow stumbles over."""
@@ -59,9 +61,24 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB image -> normalised float32 (1, C, H, W)."""
         crop = self.crop(image if self.size[0] == 3 else image.convert('L'))
-        x = np.asarray(crop, np.float32).reshape(self.size[1], self.size[2], -1) / np.float32(255)
+        return self.normalise(crop)
+
+    def normalise(self, image: Image.Image) -> np.ndarray:
+        """An image in the model's channels -> float32 (1, C, H, W)."""
+        x = np.asarray(image, np.float32).reshape(image.height, image.width, -1) / np.float32(255)
         x = (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(x.transpose(2, 0, 1))[None]
+
+    def fit(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+        """RGB image, scaled until it just fits -> float32 (1, C, H, W), 0 to the right and below, and its (width, height) in there."""
+        channels, height, width = self.size
+        ratio = min(height / image.height, width / image.width)
+        scaled = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+        if channels == 1:
+            image = image.convert('L')
+        x = np.zeros((1, channels, height, width), np.float32)
+        x[:, :, :scaled[1], :scaled[0]] = self.normalise(image.resize(scaled, Image.Resampling[self.interpolation.upper()]))
+        return x, scaled
 
 
 def _offset(length: int, cut: int) -> int:
@@ -72,7 +89,7 @@ def _offset(length: int, cut: int) -> int:
 class OnnxModel:
     """A file written by `vitzoo export`, ready to run.
 
-    Attributes: `metadata` (what the file says of itself), `task` ('classification' or 'features'), `preprocessing`.
+    Attributes: `metadata` (what the file says of itself), `task` (one of `TASKS`), `preprocessing`.
 
     Raises:
         ValueError: the file is missing, is no ONNX, or was not written by `vitzoo export`.
@@ -100,8 +117,8 @@ class OnnxModel:
             raise ValueError(f'{path} does not say how its images are prepared (no {", ".join(missing)} in its metadata). '
                              'Expected a file written by "vitzoo export" or vitzoo.export_onnx.')
         self.task = self.metadata['task']
-        if self.task not in ('classification', 'features'):
-            raise ValueError(f'{path} is for the task {self.task!r}; this command knows classification and features.')
+        if self.task not in TASKS:
+            raise ValueError(f'{path} is for the task {self.task!r}; this command knows {", ".join(TASKS)}.')
         self.preprocessing = Preprocessing(tuple(self.metadata['input_size']), tuple(self.metadata['mean']), tuple(self.metadata['std']),
                                            self.metadata['interpolation'], self.metadata['crop_pct'])
         names = self.metadata.get('class_names')
@@ -111,6 +128,13 @@ class OnnxModel:
         """One RGB image -> the model's outputs by name, without the batch axis."""
         names = [output.name for output in self.session.get_outputs()]
         return {name: value[0] for name, value in zip(names, self.session.run(names, {'image': self.preprocessing(image)}), strict=True)}
+
+    def fit(self, image: Image.Image) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
+        """One RGB image, scaled until it just fits -> the outputs of a detector or segmentor by name, and (width, height) of the image in
+        their pixels."""
+        x, scaled = self.preprocessing.fit(image)
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, {'image': x}), strict=True)), scaled
 
     def classify(self, image: Image.Image, top: int = 5) -> list[dict]:
         """The likeliest classes: [{'class': index, 'name', 'probability'}, ...], best first."""

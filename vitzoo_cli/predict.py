@@ -1,9 +1,9 @@
 """Predict what is in images, and draw it.
 
-With --onnx a file of "vitzoo export" is run in ONNX Runtime, without PyTorch: the likeliest classes of every image, or a picture of its
-feature maps. With --config and --checkpoint a detector of MMDetection, a segmentor of MMSegmentation or a classifier from
-configs/classification is run. Folders are searched for images. --out gets a picture for every image (and its label map, NAME.labels.png,
-from a segmentor), and predictions.json. Images that cannot be read are reported and skipped.
+With --onnx a file of "vitzoo export" is run in ONNX Runtime, without PyTorch: the likeliest classes of every image, its objects or regions,
+or a picture of its feature maps. With --config and --checkpoint a detector of MMDetection, a segmentor of MMSegmentation or a classifier
+from configs/classification is run. Folders are searched for images. --out gets a picture for every image (and its label map,
+NAME.labels.png, from a segmentor), and predictions.json. Images that cannot be read are reported and skipped.
 """
 import argparse
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     pictures = find_images(args.images, args.out)
     if args.onnx:
         from .onnx_predictor import OnnxPredictor
-        predictor = OnnxPredictor(args.onnx)
+        predictor = OnnxPredictor(args.onnx, args.threshold)
     else:
         from .mm_predictor import MmPredictor
         output.note('loading PyTorch and the model ...')

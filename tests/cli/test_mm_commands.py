@@ -11,7 +11,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 pytest.importorskip('sklearn')
 from mmengine.config import Config  # noqa: E402
-from pycocotools.mask import decode  # noqa: E402
+from pycocotools.mask import decode, frPyObjects  # noqa: E402
 
 
 def untrained(name, tmp_path, **changes):
@@ -133,3 +133,46 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert main(['predict', scene, '--config', files['config'], '--checkpoint', files['checkpoint'], '--out', str(tmp_path / 'a')]) == 0
     assert main(['predict', scene, '--onnx', files['ONNX'], '--out', str(tmp_path / 'b')]) == 0
     assert main(['convert', files['checkpoint'], '--model', 'svit_micro', '--features', '--out', str(tmp_path / 'x.safetensors')]) == 0
+
+
+@pytest.mark.parametrize('name, what', [
+    ('detection/retinanet_svit_micro_digits', 'objects'), ('segmentation/fpn_svit_micro_digits', 'classes'),
+    pytest.param('detection/mask-rcnn_svit_micro_digits', 'objects', marks=pytest.mark.slow)])
+def test_a_config_exported_finds_the_same_without_torch(name, what, tmp_path, scene, capsys):
+    pytest.importorskip('onnxruntime')
+    import torch
+    options = untrained(name, tmp_path)
+    checkpoint = torch.load(tmp_path / 'weights.pth', weights_only=True)
+    for key, value in checkpoint['state_dict'].items():
+        if 'bbox_head' in key and value.ndim > 1:
+            value *= 0.5 / value.std() / value[0].numel() ** 0.5 * (3 if 'cls' in key else 1)  # with equal scores, order is chance
+    torch.save(checkpoint, tmp_path / 'weights.pth')
+    files = dict(zip(options[::2], options[1::2], strict=False))
+    onnx = str(tmp_path / 'model.onnx')
+    assert main(['export', '--config', files['--config'], '--checkpoint', files['--checkpoint'], '--out', onnx, '--size', '128x160',
+                 '--opset', '17', '--json']) == 0
+    capsys.readouterr()
+    results = []
+    for source in (['--onnx', onnx, '--out', str(tmp_path / 'out'), '--json'], options):
+        assert main(['predict', scene, *source, '--threshold', '0']) == 0
+        results.append(json.loads(capsys.readouterr().out)['images'][0])
+    found, expected = (result[what] for result in results)
+    assert len(found) == len(expected) > 0
+    for got, want in zip(found, expected, strict=True):
+        assert got['name'] == want['name']
+        if what == 'objects':
+            assert got['score'] == pytest.approx(want['score'], abs=1e-5) and got['box'] == pytest.approx(want['box'], abs=0.1)
+            if 'mask' in want:
+                mask = decode(frPyObjects(got['mask'], *got['mask']['size']))
+                assert (mask != decode(want['mask'])).mean() < 1e-3
+        else:
+            assert got['share'] == pytest.approx(want['share'], abs=1e-3)
+    assert Image.open(results[0]['picture']).size == Image.open(results[1]['picture']).size
+
+
+@pytest.mark.parametrize('words, reason', [
+    (['svit_micro', '--config', 'c.py'], 'either'), ([], 'either'), (['--config', 'c.py'], '--size'),
+    (['--config', 'c.py', '--checkpoint', 'k.pth', '--size', '64', '--features'], 'alone')])
+def test_export_of_a_config_needs_its_files(words, reason, tmp_path, capsys):
+    assert main(['export', *words, '--out', str(tmp_path / 'x.onnx')]) == 2
+    assert reason in capsys.readouterr().err
