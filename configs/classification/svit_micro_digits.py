@@ -4,13 +4,14 @@ default_scope = 'mmengine'
 data_root = '{{$DIGIT_SCENES:data/digit_scenes}}/classification/'
 model = dict(type='vitzoo.Classifier', model_name='svit_micro', num_classes=10, label_smoothing=0.05)
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    # a six is no nine: no flips, mild crops
+    # a six is no nine: no flips, mild crops; the digits have all colours as they are
     dataset=dict(
-        type='vitzoo.ImageFolder', root=data_root + 'train', input_size=48, is_training=True, hflip=0, scale=(0.7, 1.0), ratio=(0.8, 1.25)))
+        type='vitzoo.ImageFolder', root=data_root + 'train', input_size=48, is_training=True, hflip=0, scale=(0.7, 1.0), ratio=(0.8, 1.25),
+        color_jitter=None, interpolation='bilinear'))
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
@@ -20,8 +21,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='vitzoo.Accuracy')
 test_evaluator = val_evaluator
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
-train_cfg = dict(max_iters=1400)
+train_cfg = dict(max_iters=1500)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))
