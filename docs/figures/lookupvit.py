@@ -47,8 +47,8 @@ def sines(rows: int, cols: int, dim: int) -> torch.Tensor:
 def train(steps: int) -> torch.nn.Module:
     torch.manual_seed(0)
     images = scenes('train', 1200)
-    model = timm.create_model('lookupvit_micro', patch_size=PATCH, img_size=(128, 160), train_sizes=(3, 5), num_classes=3 * CELL * CELL,
-                              head='compressed')
+    model = timm.create_model('lookupvit_micro', patch_size=PATCH, stem='patch', img_size=(128, 160), train_sizes=(3, 5),
+                              num_classes=3 * CELL * CELL, head='compressed')
     with torch.no_grad():
         model.pos_embed.copy_(sines(*MAP, model.embed_dim))
         model.pos_compressed.copy_(sines(*model.table_size, model.embed_dim))

@@ -19,7 +19,9 @@ FORMS = [dict(), dict(qk_norm=False), dict(pre_norm=True), dict(out_proj=False),
 
 
 def build(name='lookupvit_micro', **kwargs):
-    return timm.create_model(name, **kwargs).eval()
+    """The micro one in the form of the others: patches of 16 by one convolution."""
+    plain = dict(patch_size=16, stem='patch') if name == 'lookupvit_micro' else {}
+    return timm.create_model(name, **{**plain, **kwargs}).eval()
 
 
 def image(*size, batch=2):
@@ -212,12 +214,26 @@ def test_without_the_exchange_a_lookup_token_depends_on_its_patch_alone():
             assert changed.sum() == 1 and changed[1, 2]
 
 
+def test_convolutional_stem():
+    """Half the width at twice the resolution, down to the image; the same grid as of patches, also where the image is padded."""
+    model = timm.create_model('lookupvit_micro').eval()
+    widths = [tuple(m.weight.shape[:2]) for m in model.patch_embed.proj.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [(32, 3), (64, 32), (128, 64)] and sum(p.numel() for p in model.parameters()) == 1_715_184
+    with torch.no_grad():
+        assert model.forward_intermediates(image(50, 70), intermediates_only=True)[-1].shape == (2, 128, 7, 9)
+    for patch_size in (12, 1, (8, 16)):
+        with pytest.raises(ValueError, match='power of two'):
+            build(patch_size=patch_size, stem='conv')
+    with pytest.raises(ValueError, match="stem='linear'"):
+        build(stem='linear')
+
+
 # ---- counts
 
 @pytest.mark.parametrize('name, out_proj, params', [
     ('lookupvit_tiny_patch16', True, 9_047_504), ('lookupvit_small_patch16', True, 34_902_992),
     ('lookupvit_base_patch16', True, 137_043_920), ('lookupvit_base_patch16', False, 122_869_712),
-    ('lookupvit_large_patch16', True, 481_918_928), ('lookupvit_large_patch16', False, 431_538_128), ('lookupvit_micro', True, 1_645_008),
+    ('lookupvit_large_patch16', True, 481_918_928), ('lookupvit_large_patch16', False, 431_538_128),
 ])
 def test_number_of_parameters(name, out_proj, params):
     with torch.device('meta'):

@@ -18,7 +18,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerNorm, Mlp, PatchEmbed, calculate_drop_path_rates, global_pool_nlc, to_2tuple, trunc_normal_
+from timm.layers import (
+    ConvNormAct,
+    DropPath,
+    LayerNorm,
+    Mlp,
+    PatchEmbed,
+    calculate_drop_path_rates,
+    global_pool_nlc,
+    to_2tuple,
+    trunc_normal_,
+)
 from timm.models import generate_default_cfgs, register_model, register_notrace_function
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, named_apply
@@ -210,6 +220,15 @@ class Infuse(nn.Module):
         return self
 
 
+def conv_stem(in_chans: int, dim: int, stride: int, device=None, dtype=None) -> nn.Sequential:
+    """Images (B, in_chans, H, W) to features (B, dim, H / stride, W / stride), by convolutions of stride 2 that double the width."""
+    dd = {'device': device, 'dtype': dtype}
+    num = stride.bit_length() - 1
+    dims = [in_chans, *(dim >> i for i in reversed(range(num)))]
+    layers = [ConvNormAct(a, b, 3, stride=2, act_layer=nn.GELU, **dd) for a, b in zip(dims[:-2], dims[1:-1], strict=True)]
+    return nn.Sequential(*layers, nn.Conv2d(*dims[-2:], 3, stride=2, padding=1, **dd))
+
+
 class Block(nn.Module):
     """Gather, refine (a plain ViT block on C), infuse, lookup MLP: C (B, M, D) and L (B, N, D) in and out.
 
@@ -311,6 +330,8 @@ class LookupViT(PublishedWeights, nn.Module):
 
     Args:
         img_size: image size that `pos_embed` is made for.
+        stem: F by 'patch', one convolution as of a ViT, or by 'conv', convolutions of stride 2 with batch norm (arXiv:2106.14881), which
+            learn faster from few images; then patch_size is a power of two.
         compressed_size: rows and columns of the compressed tokens' grid, one number for both. See `set_compressed_size`.
         train_sizes: compressed sizes to draw from at every training step, such as (3, 5, 7, 10); None for `compressed_size` alone. In eval
             mode `compressed_size` counts. See `draw_compressed_size`.
@@ -339,6 +360,7 @@ class LookupViT(PublishedWeights, nn.Module):
             embed_dim: int = 384,
             depth: int = 12,
             num_heads: int = 6,
+            stem: str = 'patch',
             compressed_size: int | Size = 5,
             train_sizes: Sequence[int | Size] | None = None,
             mlp_ratio: float = 4.,
@@ -367,6 +389,8 @@ class LookupViT(PublishedWeights, nn.Module):
         if min(mlp_ratio, lookup_mlp_ratio) * embed_dim < 1:
             raise ValueError(f'mlp_ratio={mlp_ratio}, lookup_mlp_ratio={lookup_mlp_ratio}: expected shares of embed_dim={embed_dim} of at '
                              'least one channel.')
+        if stem != 'patch' and (stem != 'conv' or patch_size[0] != patch_size[1] or patch_size[0].bit_count() != 1 or patch_size[0] < 2):
+            raise ValueError(f"stem={stem!r}, patch_size={patch_size}: expected 'patch', or 'conv' with a power of two from 2 on.")
         if head not in ('both', 'compressed'):
             raise ValueError(f"head={head!r}: expected 'both' or 'compressed'.")
 
@@ -393,6 +417,8 @@ class LookupViT(PublishedWeights, nn.Module):
         self.patch_embed = PatchEmbed(
             tuple(n * p for n, p in zip(self.grid_size, patch_size, strict=True)), patch_size, in_chans, embed_dim,
             flatten=False, strict_img_size=False, **dd)
+        if stem == 'conv':
+            self.patch_embed.proj = conv_stem(in_chans, embed_dim, patch_size[0], **dd)
         self.blocks = nn.Sequential(*(
             Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, qk_norm, pre_norm, out_proj, rate,
                   writes=self.two_heads or i < depth - 1, **dd)
@@ -649,7 +675,8 @@ def _described() -> dict:
 
 
 default_cfgs = generate_default_cfgs({
-    'lookupvit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights'),
+    'lookupvit_micro.untrained': _cfg(
+        description='our own, for tests and tutorials; no weights', first_conv='patch_embed.proj.0.conv'),
     'lookupvit_tiny_patch16.untrained': _described(),
     'lookupvit_small_patch16.untrained': _described(),
     'lookupvit_base_patch16.untrained': _described(),
@@ -657,7 +684,7 @@ default_cfgs = generate_default_cfgs({
 })
 
 VARIANTS = {
-    'lookupvit_micro': dict(embed_dim=128, depth=4, num_heads=2),
+    'lookupvit_micro': dict(embed_dim=128, depth=4, num_heads=2, patch_size=8, stem='conv'),
     'lookupvit_tiny_patch16': dict(embed_dim=192, depth=12, num_heads=3),
     'lookupvit_small_patch16': dict(embed_dim=384, depth=12, num_heads=6),
     'lookupvit_base_patch16': dict(embed_dim=768, depth=12, num_heads=12),
@@ -674,7 +701,7 @@ def _create_lookupvit(variant: str, pretrained: bool, **kwargs) -> LookupViT:
 
 @register_model
 def lookupvit_micro(pretrained: bool = False, **kwargs) -> LookupViT:
-    """Our own, for tests and tutorials."""
+    """Our own, for tests and tutorials: patches of 8 and a convolutional stem, for small images and short training."""
     return _create_lookupvit('lookupvit_micro', pretrained, **kwargs)
 
 
