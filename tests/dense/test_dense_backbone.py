@@ -194,12 +194,13 @@ def test_missing_strides_are_named():
 
 @pytest.mark.parametrize('name', COLUMNAR)
 def test_columnar_model_keeps_its_grid(name):
-    """Level 2 is the last map itself, but for a norm over channels that is new."""
-    model = DenseBackbone(name, (2,)).eval()
-    assert model.strides == (16,) and [n for n, _ in model.pyramid.named_parameters()] == ['norm.weight', 'norm.bias']
+    """The level of its stride is the last map itself, but for a norm over channels that is new."""
+    level = 1 if name == 'lookupvit_micro' else 2
+    model, stride = DenseBackbone(name, (level,)).eval(), (4, 8, 16, 32)[level]
+    assert model.strides == (stride,) and [n for n, _ in model.pyramid.named_parameters()] == ['norm.weight', 'norm.bias']
     x = image(130, 158)
     with torch.inference_mode():
-        grid, = model.body(torch.nn.functional.pad(x, (0, -158 % 16, 0, -130 % 16)))
+        grid, = model.body(torch.nn.functional.pad(x, (0, -158 % stride, 0, -130 % stride)))
         grid = torch.nn.functional.layer_norm(grid.permute(0, 2, 3, 1), grid.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
         torch.testing.assert_close(model(x), [grid])
 
@@ -214,7 +215,7 @@ def test_semantic_tokens_are_recovered_to_the_image():
 
 
 def test_levels_of_a_finer_grid():
-    model = DenseBackbone('lookupvit_micro', patch_size=8).eval()
+    model = DenseBackbone('lookupvit_micro').eval()
     dim = model.model.embed_dim
     assert model.out_channels == (dim // 2, dim, dim, dim)
     with torch.inference_mode():

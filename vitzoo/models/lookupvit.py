@@ -324,8 +324,8 @@ class LookupViT(PublishedWeights, nn.Module):
     - From memory of the paper, not read again: bilinear resize of F before positions are added; own V' and O2 of the infusion; one
       classifier for each token set on its mean, logits averaged, no class token.
     - Open, our choice: output projections O1 and O2 (`out_proj`), no norm in front of the exchange (`pre_norm`), antialiasing
-      (`antialias`), one `pos_compressed` table for all sizes, plain patch embedding, the exact GELU, LN after pooling, sizes drawn with
-      equal probability.
+      (`antialias`), one `pos_compressed` table for all sizes, plain patch embedding (`stem`), the exact GELU, LN after pooling, sizes
+      drawn with equal probability.
     - Ours: other image sizes (`pos_embed` is resampled, bicubic), and using the lookup tokens as feature maps.
 
     Args:
