@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-all test-timm test-mmcv lint clean help
+.PHONY: demo test test-all test-timm test-mmcv bench-dense lint clean help
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (about 6 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all  all tests, the long ones too"
 	@echo "make test-timm timm's own model tests over our models"
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
+	@echo "make bench-dense  micro backbones at equal budget on digit scenes; MODELS= TASKS= SEEDS= JOBS= choose (hours for all)"
 
 $(STAMP): setup.py requirements/pinned.txt tools/setup.sh
 	PYTHON="$(PYTHON)" tools/setup.sh $(VENV)
@@ -31,6 +32,10 @@ test-timm: $(STAMP)
 
 test-mmcv: $(STAMP)
 	$(BIN)/python tools/test_mmcv_ops.py
+
+bench-dense: $(STAMP)
+	$(BIN)/python tools/bench_dense.py $(if $(MODELS),--models $(MODELS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(JOBS),--jobs $(JOBS))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

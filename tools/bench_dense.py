@@ -28,7 +28,7 @@ def main() -> int:
             iterations=args.iterations, preset=args.preset)
         if bench.read_rows(args.csv):
             print(*bench.report(args.csv, args.page, args.picture), sep='\n')
-    except ValueError as e:
+    except (ValueError, ImportError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 2
     return 1 if failures else 0

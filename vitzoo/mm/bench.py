@@ -29,7 +29,7 @@ MODELS: dict[str, tuple[str, dict]] = {
     'stvit_micro': ('stvit_micro', {}),
     'biformer_micro': ('biformer_micro', {}),
     'vz_davit_micro': ('vz_davit_micro', {}),
-    'lookupvit_micro': ('lookupvit_micro', dict(patch_size=8)),  # of 16 it would see a scene as 8x10 tokens
+    'lookupvit_micro': ('lookupvit_micro', dict(compressed_size=(8, 10))),  # of a scene's 16x20 lookup tokens
     'timm_swin': ('swin_tiny_patch4_window7_224', dict(embed_dim=24, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))),
     'timm_resnet': ('resnet18', dict(layers=(2, 2, 2, 2), channels=(24, 48, 88, 144), stem_type='deep', stem_width=16)),
 }
@@ -119,8 +119,10 @@ def row_config(model: str, task: str, *, seed: int = 0, work_dir: str | Path | N
     from .config import config_path, set_backbone, setup
     name, kwargs = MODELS[model]
     cfg = Config.fromfile(config_path(TASKS[task].config))
-    if task == 'classification' and name.startswith('swin'):
-        kwargs = dict(kwargs, img_size=cfg.train_dataloader.dataset.input_size)  # timm's Swin cuts its windows to small maps
+    if task == 'classification':  # where maps are smaller
+        kwargs = {key: value for key, value in kwargs.items() if key != 'compressed_size'}
+        if name.startswith('swin'):
+            kwargs['img_size'] = cfg.train_dataloader.dataset.input_size  # timm's Swin cuts its windows to them
     set_backbone(cfg, name, **kwargs)
     cfg = setup(cfg, work_dir=work_dir, seed=seed, cfg_options={} if iterations is None else {'train_cfg.max_iters': iterations})
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'vitzoo.ProgressBarHook']
