@@ -8,10 +8,10 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    # a six is no nine: no flips, mild crops; the digits have all colours as they are
+    # a six is no nine: no flips, mild crops, one small rotation, shear or shift (of every second image); colours vary as it is
     dataset=dict(
         type='vitzoo.ImageFolder', root=data_root + 'train', input_size=48, is_training=True, hflip=0, scale=(0.7, 1.0), ratio=(0.8, 1.25),
-        color_jitter=None, interpolation='bilinear'))
+        color_jitter=None, interpolation='bilinear', auto_augment='rand-m4-n1-tweights'))
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
@@ -21,7 +21,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='vitzoo.Accuracy')
 test_evaluator = val_evaluator
-train_cfg = dict(max_iters=1500)
+train_cfg = dict(max_iters=2500)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))
