@@ -12,5 +12,4 @@ model = dict(
         ]),
     auxiliary_head=None)
 train_dataloader = dict(batch_size=4)  # twice the steps of batches of 8 in the same time, which weighs more
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_cfg = dict(max_iters=1200)
