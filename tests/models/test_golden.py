@@ -1,4 +1,5 @@
 """Every model gives what the published code gives, on weights in the published layout."""
+import copy
 from argparse import Namespace
 
 import golden
@@ -40,12 +41,29 @@ def outputs(model, image, wanted):
 
 
 def assert_published(model, facts, published):
-    found = outputs(model.eval(), golden.make_input(facts['seed'], facts['shape']), published)
+    """Within the limit of what is stored. Both are float32, and on some CPUs their roundings add up to more in DaViT's last maps: then each
+    must be within the limit of what the model gives in float64.
+    """
+    def errors(found, expected):
+        return {name: golden.error(found[name], value) for name, value in expected.items()}
+
+    image, limit = golden.make_input(facts['seed'], facts['shape']), golden.limit(facts)
+    single = taken(model.eval(), image, facts, published)
+    found = errors(single, published)
+    if max(found.values()) >= limit and facts['family'] == 'davit':
+        double = taken(copy.deepcopy(model).double(), image.double(), facts, published)
+        found = {**{f'{name}, stored': error for name, error in errors(double, published).items()},
+                 **{f'{name}, ours': error for name, error in errors(single, double).items()}}
+    assert max(found.values()) < limit, found
+
+
+def taken(model, image, facts, published):
+    """The model's values where the case stores them."""
+    found = outputs(model, image, published)
     if facts['family'] == 'svit' or facts['model'] == 'biformer_stl_nchw':  # whose attention answers channels first
         found = {name: x.permute(0, 3, 1, 2) if name.startswith('attn') else x for name, x in found.items()}
     assert set(published) <= set(found)
-    errors = {name: golden.error(golden.take(found[name], facts['index'].get(name, ':')), value) for name, value in published.items()}
-    assert max(errors.values()) < golden.limit(facts), errors
+    return {name: golden.take(found[name], facts['index'].get(name, ':')) for name in published}
 
 
 @pytest.mark.parametrize('case', CASES)
