@@ -24,9 +24,10 @@ from vitzoo.mm.config import CONFIGS  # noqa: E402
 NAMES = sorted(p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
 ZOO = [name for name in NAMES if name.endswith(('_coco', '_ade20k'))]
 ENTRIES = [entry for file in sorted(CONFIGS.glob('metafiles/*.yml')) for entry in yaml.safe_load(file.read_text())['Models']]
-# Of each family and head the first config in the metafile, which has the smallest model, is built in every run; the rest in the slow one.
-FIRST = {(e['In Collection'], e['Metadata']['Head'], e['Metadata']['Backbone'] * (e['In Collection'] == "timm's own models")):
-         e['Config'].removeprefix('configs/').removesuffix('.py') for e in reversed(ENTRIES)}
+# Of each family and of each head the first config in the metafiles, whose models are the smallest, is built in every run; the rest in the
+# slow one.
+FIRST = {kind: e['Config'].removeprefix('configs/').removesuffix('.py')
+         for e in reversed(ENTRIES) for kind in (e['In Collection'], e['Metadata']['Head'])}
 SIZE = (131, 167)
 HEADS = {  # by the first word of a config's name: the name in metafiles, the model, the head
     'retinanet': ('RetinaNet', 'RetinaNet', 'RetinaHead'),

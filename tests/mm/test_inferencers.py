@@ -8,7 +8,8 @@ from mmengine.runner import Runner  # noqa: E402
 
 from vitzoo.mm import config_path, set_backbone, setup  # noqa: E402
 
-FAMILIES = ['svit_micro', 'stvit_micro', 'stvit_deit_micro', 'biformer_micro', 'vz_davit_micro', 'lookupvit_micro']
+FAMILIES = ['svit_micro', 'lookupvit_micro', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    'stvit_micro', 'stvit_deit_micro', 'biformer_micro', 'vz_davit_micro'))]
 CONFIGS = {
     'detection': 'detection/mask-rcnn_svit_micro_digits',
     'segmentation': 'segmentation/upernet_svit_micro_digits',
@@ -58,7 +59,7 @@ def test_segmentation_inferencer(digits, saved, family):
 
 def test_inference_model(digits, saved):
     from mmdet.apis import inference_detector, init_detector
-    config, checkpoint = saved('detection', FAMILIES[0])
+    config, checkpoint = saved('detection', 'svit_micro')
     model = init_detector(config, checkpoint, device='cpu')
     weights = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
