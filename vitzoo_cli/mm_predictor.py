@@ -13,8 +13,8 @@ from . import findings
 class MmPredictor:
     """Call it with an RGB image: what was found, as JSON data, and pictures of it. `columns` and `lines` put that in a table.
 
-    A detector's objects have a `mask`, if it makes them, in COCO's compressed run-length code (`pycocotools.mask.decode` reads it); a
-    segmentor gives the label map as a second picture, whose pixel values are the class indices. Detections below `threshold` are left out.
+    A detector's objects have a `mask`, if it makes them, as COCO's run lengths; a segmentor gives the label map as a second picture, whose
+    pixel values are the class indices. Detections below `threshold` are left out.
 
     Raises:
         ValueError: a file is missing, the checkpoint does not fit, or the config is for none of these libraries.
@@ -61,21 +61,11 @@ class MmPredictor:
             return self.find(image)
 
     def find_objects(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
-        from pycocotools.mask import encode
-
-        from vitzoo.viz import draw_detections
         found = self.infer(self.model, _bgr(image)).pred_instances.cpu()
         found = found[found.scores >= self.threshold]
         found = found[found.scores.argsort(descending=True)]
         masks = found.masks.numpy() if 'masks' in found else None
-        boxes, labels, scores = found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy()
-        objects = [{'label': int(label), 'name': self.classes[label], 'score': float(score), 'box': [round(float(v), 2) for v in box]}
-                   for box, label, score in zip(boxes, labels, scores, strict=True)]
-        if masks is not None:
-            for item, mask in zip(objects, masks, strict=True):
-                code = encode(np.asfortranarray(mask, np.uint8))
-                item['mask'] = {'size': code['size'], 'counts': code['counts'].decode('ascii')}
-        return {'objects': objects}, {'picture': draw_detections(image, boxes, labels, scores, masks, self.classes)}
+        return findings.objects(image, found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy(), masks, self.classes)
 
     def find_regions(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
         regions = self.infer(self.model, _bgr(image)).pred_sem_seg.data.squeeze(0).cpu().numpy()
