@@ -3,6 +3,8 @@ from pathlib import Path
 
 import yaml
 
+from vitzoo.files import replacing
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'configs.md'
 MARK = '<!-- from here on: tools/config_table.py -->\n'
@@ -37,4 +39,5 @@ def page() -> str:
 
 
 if __name__ == '__main__':
-    PAGE.write_text(page())
+    with replacing(PAGE) as temporary:
+        temporary.write_text(page())

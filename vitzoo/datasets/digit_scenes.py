@@ -40,6 +40,7 @@ from uuid import uuid4
 import numpy as np
 
 from vitzoo.extras import require
+from vitzoo.files import replacing
 
 CLASSES = tuple(f'digit {d}' for d in range(10))
 SEG_CLASSES = ('background', *CLASSES)
@@ -624,12 +625,8 @@ def preview(data: str | Path | DigitScenes, path: str | Path, *, split: str = 'v
         sheet.paste(panels[1], (left + width, top))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{uuid4().hex[:12]}')
-    try:
+    with replacing(path) as temporary:
         sheet.save(temporary, 'PNG')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

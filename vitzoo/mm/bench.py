@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from vitzoo.extras import require
+from vitzoo.files import replacing
 
 SCENE = (128, 160)
 # What the bench calls a model: what it is built from. Swin and ResNet are timm's, narrowed to the multiply-adds of svit_micro.
@@ -85,18 +86,13 @@ def append_row(path: str | Path, row: dict) -> None:
     import fcntl
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
     with path.with_name(f'.{path.name}.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released with the process, however it ends
         rows = [r for r in read_rows(path) if row_key(r) != row_key(row)] + [row]
-        try:
-            with temporary.open('w', newline='', encoding='utf-8') as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def select(models: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Key]:
@@ -349,7 +345,8 @@ def report(path: str | Path, page: str | Path, picture: str | Path) -> list[str]
     if not 0 <= text.find(START) < text.find(END):
         raise ValueError(f'{page} has no {START} followed by {END} to write the tables between')
     before, after = text[:text.index(START)], text[text.index(END):]
-    _replace(page, f'{before}{START}\n\n{table(rows)}\n{after}'.encode())
+    with replacing(page) as temporary:
+        temporary.write_text(f'{before}{START}\n\n{table(rows)}\n{after}', encoding='utf-8')
     summary, panels = summarise(rows), {}
     for task, spec in TASKS.items():
         metric = next(iter(spec.metrics))
@@ -360,15 +357,6 @@ def report(path: str | Path, page: str | Path, picture: str | Path) -> list[str]
             panels[spec.title, f'MACs of the {"classifier" if task == "classification" else "backbone"} at {size}, M'] = points, spec.bar
     draw_pareto(panels, picture)
     return verdict(rows)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f'.{path.name}.tmp')
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

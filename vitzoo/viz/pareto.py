@@ -2,9 +2,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 from vitzoo.extras import require
+from vitzoo.files import replacing
 
 
 class Point(NamedTuple):
@@ -59,11 +59,6 @@ def draw_pareto(panels: Mapping[tuple[str, str], tuple[Sequence[Point], float | 
         axes.remove()
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc='outside lower center', ncols=min(len(handles), 7), frameon=False)
-    path = Path(path)
-    temporary = path.with_name(f'.{path.stem}.{uuid4().hex[:8]}.png')
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={'Software': None})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
