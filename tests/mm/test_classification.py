@@ -210,3 +210,17 @@ def test_repeated_augmentation():
     assert list(sampler) == order
     sampler.set_epoch(1)
     assert list(sampler) != order != list(RepeatAugSampler(range(30), seed=2))
+
+
+def test_weights_start_as_asked():
+    torch.manual_seed(0)
+    model = Classifier('stvit_micro', num_classes=10, init_cfg=dict(type='Xavier', layer='Linear', distribution='uniform'))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.init_weights()
+    assert {name for name, p in model.named_parameters() if not torch.equal(p, before[name])} == {
+        f'{name}.weight' for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    weight = model.model.stages[0].blocks[0].attn.qkv.weight  # (96, 32)
+    assert weight.abs().max().item() == pytest.approx((6 / 128) ** 0.5, rel=0.01)
+    started = weight.clone()
+    model.init_weights()  # the Runner asks again when it resumes
+    assert torch.equal(weight, started)

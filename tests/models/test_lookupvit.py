@@ -19,8 +19,8 @@ FORMS = [dict(), dict(qk_norm=False), dict(pre_norm=True), dict(out_proj=False),
 
 
 def build(name='lookupvit_micro', **kwargs):
-    """The micro one in the form of the others: patches of 16 by one convolution."""
-    plain = dict(patch_size=16, stem='patch') if name == 'lookupvit_micro' else {}
+    """The micro one in the form of the others."""
+    plain = dict(patch_size=16, stem='patch', num_heads=2, pre_norm=False, pos_std=.02) if name == 'lookupvit_micro' else {}
     return timm.create_model(name, **{**plain, **kwargs}).eval()
 
 
@@ -218,7 +218,7 @@ def test_convolutional_stem():
     """Half the width at twice the resolution, down to the image; the same grid as of patches, also where the image is padded."""
     model = timm.create_model('lookupvit_micro').eval()
     widths = [tuple(m.weight.shape[:2]) for m in model.patch_embed.proj.modules() if isinstance(m, nn.Conv2d)]
-    assert widths == [(32, 3), (64, 32), (128, 64)] and sum(p.numel() for p in model.parameters()) == 1_715_184
+    assert widths == [(32, 3), (64, 32), (128, 64), (128, 128)] and sum(p.numel() for p in model.parameters()) == 1_734_896
     with torch.no_grad():
         assert model.forward_intermediates(image(50, 70), intermediates_only=True)[-1].shape == (2, 128, 7, 9)
     for patch_size in (12, 1, (8, 16)):
@@ -226,6 +226,15 @@ def test_convolutional_stem():
             build(patch_size=patch_size, stem='conv')
     with pytest.raises(ValueError, match="stem='linear'"):
         build(stem='linear')
+
+
+def test_positions_start_as_wide_as_asked():
+    model = build(pos_std=0.5)
+    for table in model.pos_embed, model.pos_compressed:
+        assert table.std().item() == pytest.approx(0.5, rel=0.1)
+    for pos_std in (-1., math.nan):
+        with pytest.raises(ValueError, match='pos_std'):
+            build(pos_std=pos_std)
 
 
 # ---- counts

@@ -30,7 +30,7 @@ MODELS: dict[str, tuple[str, dict]] = {
     'stvit_micro': ('stvit_micro', {}),
     'biformer_micro': ('biformer_micro', {}),
     'vz_davit_micro': ('vz_davit_micro', {}),
-    'lookupvit_micro': ('lookupvit_micro', dict(compressed_size=(8, 10))),  # of a scene's 16x20 lookup tokens
+    'lookupvit_micro': ('lookupvit_micro', dict(img_size=SCENE, compressed_size=(8, 10))),  # of a scene's 16x20 lookup tokens
     'timm_swin': ('swin_tiny_patch4_window7_224', dict(embed_dim=24, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))),
     'timm_resnet': ('resnet18', dict(layers=(2, 2, 2, 2), channels=(24, 48, 88, 144), stem_type='deep', stem_width=16)),
 }
@@ -117,8 +117,8 @@ def row_config(model: str, task: str, *, seed: int = 0, work_dir: str | Path | N
     cfg = Config.fromfile(config_path(TASKS[task].config))
     if task == 'classification':  # where maps are smaller
         kwargs = {key: value for key, value in kwargs.items() if key != 'compressed_size'}
-        if name.startswith('swin'):
-            kwargs['img_size'] = cfg.train_dataloader.dataset.input_size  # timm's Swin cuts its windows to them
+        if name.startswith(('swin', 'lookupvit')):  # which cuts its windows to them, and which has a table of positions
+            kwargs['img_size'] = cfg.train_dataloader.dataset.input_size
     set_backbone(cfg, name, **kwargs)
     cfg = setup(cfg, work_dir=work_dir, seed=seed, cfg_options={} if iterations is None else {'train_cfg.max_iters': iterations})
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'vitzoo.ProgressBarHook']
@@ -129,16 +129,14 @@ def row_config(model: str, task: str, *, seed: int = 0, work_dir: str | Path | N
 
 def cost(model: str, task: str) -> dict[str, int | str]:
     """Parameters and multiply-adds of the backbone on a scene or, for classification, of the classifier on a crop."""
-    import timm
     import torch
 
+    from vitzoo import registry
     from vitzoo.dense import DenseBackbone
     from vitzoo.profiling import count_macs, on_meta
     cfg = row_config(model, task)
     if task == 'classification':
-        size = (cfg.train_dataloader.dataset.input_size,) * 2
-        kwargs = {key: value for key, value in cfg.model.items() if key not in ('type', 'label_smoothing')}
-        module = timm.create_model(kwargs.pop('model_name'), **kwargs)
+        size, module = (cfg.train_dataloader.dataset.input_size,) * 2, registry.MODELS.build(cfg.model).model
     else:
         size, module = SCENE, DenseBackbone(**{key: value for key, value in cfg.model.backbone.items() if key != 'type'})
     return {'params': sum(p.numel() for p in module.parameters()), 'input': 'x'.join(map(str, size)),

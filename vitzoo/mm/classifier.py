@@ -5,7 +5,7 @@ from pathlib import Path
 import timm
 import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, initialize
 from timm.data import Mixup, create_transform
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
@@ -30,6 +30,8 @@ class Classifier(BaseModel):
         separate_logits: a loss on each of the two token sets of LookupViT, averaged; models with one answer have no such switch.
         with_cp: recompute activations in the backward pass to save memory.
         data_preprocessor: as of mmengine.
+        init_cfg: as of mmengine (`dict(type='Xavier', layer='Linear')`): how weights start when the Runner begins to train, in place of the
+            model's own way or of pretrained weights. Without it the model stays as timm built it.
         model_kwargs: go to `timm.create_model` (`num_classes`, `drop_path_rate`, `pretrained`, ...).
 
     Raises:
@@ -46,9 +48,10 @@ class Classifier(BaseModel):
             separate_logits: bool = False,
             with_cp: bool = False,
             data_preprocessor: dict | None = None,
+            init_cfg: dict | list[dict] | None = None,
             **model_kwargs,
     ):
-        super().__init__(data_preprocessor)
+        super().__init__(data_preprocessor, init_cfg)
         self.model = timm.create_model(model_name, **model_kwargs)
         if loss is not None and label_smoothing and mixup is None:
             raise ValueError(f'label_smoothing={label_smoothing} is of the cross-entropy or of mixup, got loss={loss} without mixup; '
@@ -68,7 +71,10 @@ class Classifier(BaseModel):
                 raise ValueError(f'{model_name} has no gradient checkpointing; leave with_cp=False') from e
 
     def init_weights(self) -> None:
-        """timm's models come initialised."""
+        """Apply `init_cfg` once; timm's models come initialised, and mmengine would call methods of that name of theirs."""
+        if self.init_cfg and not self.is_init:
+            initialize(self, self.init_cfg)
+        self._is_init = True
 
     def forward(self, images: Tensor, labels: Tensor | None = None, mode: str = 'tensor'):
         """Images (B, C, H, W) to logits ('tensor'), a loss dict ('loss'), or a dict of label and best five classes an image ('predict')."""
