@@ -24,7 +24,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='vitzoo.Accuracy')
 test_evaluator = val_evaluator
-train_cfg = dict(max_iters=1800)
+train_cfg = dict(max_iters=2000)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))

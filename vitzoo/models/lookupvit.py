@@ -221,12 +221,12 @@ class Infuse(nn.Module):
 
 
 def conv_stem(in_chans: int, dim: int, stride: int, device=None, dtype=None) -> nn.Sequential:
-    """Images (B, in_chans, H, W) to (B, dim, H / stride, W / stride): 3x3 convolutions of stride 2 that double the width, then a 1x1."""
+    """Images (B, in_chans, H, W) to (B, dim, H / stride, W / stride): 3x3 convolutions of stride 2 that double the width, and one more."""
     dd = {'device': device, 'dtype': dtype}
     num = stride.bit_length() - 1
     dims = [in_chans, *(dim >> i for i in reversed(range(num)))]
     layers = [ConvNormAct(a, b, 3, stride=2, act_layer=nn.GELU, **dd) for a, b in zip(dims[:-1], dims[1:], strict=True)]
-    return nn.Sequential(*layers, nn.Conv2d(dim, dim, 1, **dd))
+    return nn.Sequential(*layers, nn.Conv2d(dim, dim, 3, padding=1, **dd))
 
 
 class Block(nn.Module):
