@@ -82,9 +82,9 @@ def test_a_classifier(tmp_path, scene, capsys):
     model = timm.create_model('svit_micro', num_classes=10).eval()
     weights = torch.load(tmp_path / 'weights.pth', weights_only=True)['state_dict']
     model.load_state_dict({key.removeprefix('model.'): value for key, value in weights.items()})
-    size = Config.fromfile(tmp_path / 'config.py').test_dataloader.dataset.input_size
+    dataset = Config.fromfile(tmp_path / 'config.py').test_dataloader.dataset
     with torch.inference_mode():
-        expected = model(create_transform(size, crop_pct=1.0)(Image.open(scene))[None]).softmax(1)[0]
+        expected = model(create_transform(dataset.input_size, crop_pct=dataset.crop_pct)(Image.open(scene))[None]).softmax(1)[0]
     assert (best['class'], best['probability']) == (expected.argmax().item(), pytest.approx(expected.max().item(), abs=1e-5))
 
 

@@ -203,7 +203,9 @@ def test_every_model_learns_in_every_recipe(model, task):
 def test_set_backbone_keeps_what_is_not_the_models_own():
     cfg = setup(config_path('classification/svit_micro_digits'), cfg_options={'model.stoken_size': [4, 2, 1, 1]})
     set_backbone(cfg, 'resnet18', drop_rate=0.1)
-    assert cfg.model == dict(type='vitzoo.Classifier', model_name='resnet18', num_classes=10, label_smoothing=0.05, drop_rate=0.1)
+    start = dict(type='Xavier', layer='Linear', distribution='uniform')
+    assert cfg.model == dict(
+        type='vitzoo.Classifier', model_name='resnet18', num_classes=10, label_smoothing=0.05, init_cfg=start, drop_rate=0.1)
     cfg = setup(config_path('detection/retinanet_svit_micro_digits'), backbone='resnet18')
     assert cfg.model.backbone == dict(type='vitzoo.Backbone', model_name='resnet18', out_indices=(1, 2, 3))
     assert cfg.model.neck.in_channels == [128, 256, 512] and cfg.work_dir.endswith('retinanet_svit_micro_digits-resnet18')
