@@ -58,7 +58,7 @@ def draw_pareto(panels: Mapping[tuple[str, str], tuple[Sequence[Point], float | 
     for axes in figure.axes[len(panels):]:
         axes.remove()
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc='outside lower center', ncols=min(len(handles), 7), frameon=False)
+    figure.legend(handles.values(), handles, loc='outside lower center', ncols=min(len(handles), 2 * columns), frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={'Software': None})
     return Path(path)
