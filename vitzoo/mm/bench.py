@@ -117,7 +117,7 @@ def row_config(model: str, task: str, *, seed: int = 0, work_dir: str | Path | N
     cfg = Config.fromfile(config_path(TASKS[task].config))
     if task == 'classification':  # where maps are smaller
         kwargs = {key: value for key, value in kwargs.items() if key != 'compressed_size'}
-        if name.startswith(('swin', 'lookupvit')):  # which cuts its windows to them, and which has a table of positions
+        if name.startswith(('swin', 'lookupvit')):  # built for one size: timm's Swin cuts its windows to it, LookupViT has a table
             kwargs['img_size'] = cfg.train_dataloader.dataset.input_size
     set_backbone(cfg, name, **kwargs)
     cfg = setup(cfg, work_dir=work_dir, seed=seed, cfg_options={} if iterations is None else {'train_cfg.max_iters': iterations})

@@ -330,8 +330,8 @@ class LookupViT(PublishedWeights, nn.Module):
 
     Args:
         img_size: image size that `pos_embed` is made for.
-        stem: F by 'patch', one convolution as of a ViT, or by 'conv', convolutions of stride 2 with batch norm (arXiv:2106.14881), which
-            learn faster from few images; then patch_size is a power of two.
+        stem: F by 'patch', one convolution as of a ViT, or by 'conv', convolutions of stride 2 with batch norm (after arXiv:2106.14881, but
+            the last is 3x3 as well), which learn faster from few images; then patch_size is a power of two.
         compressed_size: rows and columns of the compressed tokens' grid, one number for both. See `set_compressed_size`.
         train_sizes: compressed sizes to draw from at every training step, such as (3, 5, 7, 10); None for `compressed_size` alone. In eval
             mode `compressed_size` counts. See `draw_compressed_size`.
@@ -706,7 +706,7 @@ def _create_lookupvit(variant: str, pretrained: bool, **kwargs) -> LookupViT:
 
 @register_model
 def lookupvit_micro(pretrained: bool = False, **kwargs) -> LookupViT:
-    """Our own, for tests and tutorials: patches of 8, and in every choice what learns fastest from small images."""
+    """Our own, for tests and tutorials: patches of 8, a convolutional stem and wide positions, for small images and short training."""
     return _create_lookupvit('lookupvit_micro', pretrained, **kwargs)
 
 
