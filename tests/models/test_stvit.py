@@ -277,6 +277,12 @@ def test_windows_hold_every_token_once(H, W, shift):
     assert (tokens[places] == np.arange(H * W)).all()
 
 
+def test_hidden_tokens_weigh_nothing_at_all():
+    """Not even a subnormal number, which CPUs multiply slowly: the published -100 leaves exp(-100)."""
+    weights = np.exp(stvit.shift_masks().numpy())
+    assert set(np.unique(weights)) == {0, 1} and (weights[0] == 1).all()
+
+
 @pytest.mark.parametrize('source', [MAP, 0, SHIFT])
 @pytest.mark.parametrize('target', [MAP, 0, SHIFT])
 def test_reordering_leads_from_any_order_to_any_other(source, target):
