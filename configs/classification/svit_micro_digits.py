@@ -24,7 +24,11 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='vitzoo.Accuracy')
 test_evaluator = val_evaluator
-train_cfg = dict(max_iters=2000)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', power=1, by_epoch=False, begin=0, eta_min=0),  # straight to zero, as in UPerNet's recipe
+]
+train_cfg = dict(max_iters=1600)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))
