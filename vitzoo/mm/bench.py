@@ -170,7 +170,7 @@ def train_row(key: Key, work_dir: Path, iterations: int | None, advance: Callabl
     cfg = row_config(model, task, seed=seed, work_dir=work_dir, iterations=iterations)
     cfg.experiment_name = '-'.join([model, task, str(seed)])
     runner, watch = Runner.from_cfg(cfg), Watch()
-    if task != 'classification':  # heads of many convolutions, which are a sixth quicker in this order on CPUs
+    if task != 'classification':  # heads of many convolutions, which are quicker in this order on CPUs
         runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(watch)
     runner.train()
@@ -186,7 +186,7 @@ def _child(model: str, task: str, seed: str, work_dir: str, path: str, iteration
     """One row in a process of its own: iterations done go to stdout, a line each; all else to stderr."""
     import torch
     warnings.simplefilter('ignore')
-    torch.set_flush_denormal(True)  # Swin's masked attention weights are subnormal, which made its training on CPUs a fifth slower
+    torch.set_flush_denormal(True)  # the masked attention weights of timm's Swin are subnormal, which is slow on CPUs
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         row = train_row((model, task, int(seed)), Path(work_dir), json.loads(iterations), lambda done: print(done, file=stdout, flush=True))

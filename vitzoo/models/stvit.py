@@ -101,7 +101,7 @@ def shift_masks() -> np.ndarray:
     """The four masks of shifted windows, (4, 1, 49, 49): -1000 between tokens that only wrapping brought together.
 
     Mask 0 is of windows inside, 1 of the last column, 2 of the last row, 3 of the corner. Published are -100, which hide as well, but
-    leave weights of exp(-100), subnormal numbers: CPUs multiply such a matrix twenty times slower. exp(-1000) is zero.
+    leave weights of exp(-100), subnormal numbers, which slow down products of matrices on CPUs. exp(-1000) is zero.
     """
     r, c = np.arange(WINDOW ** 2) // WINDOW, np.arange(WINDOW ** 2) % WINDOW
     wrapped = np.stack([0 * r, c >= WINDOW - SHIFT, 2 * (r >= WINDOW - SHIFT), 2 * (r >= WINDOW - SHIFT) + (c >= WINDOW - SHIFT)])
