@@ -199,9 +199,11 @@ def _run_child(key: Key, work_dir: Path, path: Path, iterations: int | None, adv
     log = work_dir.with_suffix('.log')
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = {name: '1' for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
+    # glibc gives the activations' memory back after each iteration and faults it in anew in the next, unless told to keep it
+    keep = {'MALLOC_MMAP_THRESHOLD_': str(1 << 30), 'MALLOC_TRIM_THRESHOLD_': str(1 << 32), 'MALLOC_TOP_PAD_': str(1 << 26)}
     command = [sys.executable, '-m', 'vitzoo.mm.bench', model, task, str(seed), str(work_dir), str(path), json.dumps(iterations)]
     with log.open('w', encoding='utf-8') as stream, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ, **threads}) as process:
+            command, stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ, **threads, **keep}) as process:
         for line in process.stdout:
             advance(int(line))
     if process.returncode:
