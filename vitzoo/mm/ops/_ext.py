@@ -10,6 +10,8 @@ in front. `offset` (0 or 1) is what a box side is longer than the difference of 
 float16 and bfloat16 are computed in float32, float64 stays. Where scores are equal, the box that came first in the input goes first.
 Boxes without area overlap nothing.
 """
+import math
+
 import torch
 import torchvision
 from torch import Tensor
@@ -126,8 +128,43 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
                        aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool) -> None:
     _refuse_max(pool_mode)
     grad, rois = _compute(grad_output, rois)
-    grad_input.copy_(_tv._roi_align_backward(grad, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio,
-                                             aligned))
+    if sampling_ratio > 0 and grad.device.type == 'cpu':  # torchvision works out the weights of each sample anew for every channel
+        pixels, weights = _samples_to_pixels(rois, grad.shape[2:], grad_input.shape, spatial_scale, sampling_ratio, aligned)
+        pixels, order = pixels.flatten().sort()
+        starts = torch.searchsorted(pixels, torch.arange(grad_input[:, 0].numel()))
+        grad = F.embedding_bag(  # to each pixel the weighted sum of the bins that sampled it
+            order // (4 * sampling_ratio ** 2), grad.permute(0, 2, 3, 1).flatten(0, 2), starts, mode='sum',
+            per_sample_weights=weights.flatten()[order]).unflatten(0, grad_input[:, 0].shape).permute(0, 3, 1, 2)
+    else:
+        grad = _tv._roi_align_backward(grad, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned)
+    grad_input.copy_(grad)
+
+
+def _samples_to_pixels(rois: Tensor, bins: torch.Size, shape: torch.Size, scale: float, ratio: int, aligned: bool) -> tuple[Tensor, Tensor]:
+    """What RoIAlign adds up in each bin of RoIs (K, 5): pixels, counted through N, H, W, and their weights, (K, h, w, ratio, 2, ratio, 2).
+
+    Mask R-CNN (https://arxiv.org/abs/1703.06870), section 3: a bin is the mean of ratio x ratio bilinear samples.
+    """
+    _, _, height, width = shape
+    image, (x0, y0, x1, y1) = rois[:, 0].long(), (rois[:, 1:] * scale - 0.5 * aligned).unbind(1)
+    smallest = -math.inf if aligned else 1
+    ys, wy = _samples(y0, (y1 - y0).clamp(min=smallest), bins[0], ratio, height)  # (K, h, ratio, 2)
+    xs, wx = _samples(x0, (x1 - x0).clamp(min=smallest), bins[1], ratio, width)  # (K, w, ratio, 2)
+    ys = image[:, None, None, None] * height + ys
+    return (ys[:, :, None, :, :, None, None] * width + xs[:, None, :, None, None],
+            wy[:, :, None, :, :, None, None] * wx[:, None, :, None, None] / ratio ** 2)
+
+
+def _samples(start: Tensor, length: Tensor, bins: int, ratio: int, size: int) -> tuple[Tensor, Tensor]:
+    """Samples along one axis: places and weights (K, bins, ratio, 2) of the two pixels around each, 0 for those far outside, or nowhere."""
+    steps = (torch.arange(bins * ratio, dtype=start.dtype) + 0.5) / (bins * ratio)
+    at = start[:, None] + length[:, None] * steps
+    inside = (at >= -1) & (at <= size)
+    at = torch.where(inside, at, 0).clamp(0, size - 1)
+    low = at.floor()
+    weights = torch.stack([low + 1 - at, at - low], dim=-1) * inside[..., None]
+    places = torch.stack([low, (low + 1).clamp(max=size - 1)], dim=-1).long()
+    return places.unflatten(1, (bins, ratio)), weights.unflatten(1, (bins, ratio))
 
 
 def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int, pooled_width: int,
