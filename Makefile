@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 .PHONY: demo test test-all test-timm test-mmcv bench-dense lint clean help
 
 help:
-	@echo "make demo      train a small detector on digit scenes, draw, export and check it (about 6 minutes)"
+	@echo "make demo      train a small detector on digit scenes, draw, export and check it (6 to 7 minutes on two cores)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  all tests, the long ones too"
 	@echo "make test-timm timm's own model tests over our models"

@@ -34,7 +34,7 @@ class ProgressBarHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not self.progress.disable:
             loss = (outputs or {}).get('loss')
-            text = 'training' if loss is None else f'training, loss {float(loss):.3f}'
+            text = 'training' if loss is None else f'training, loss {loss:.3f}'
             self.progress.update(self.task, completed=runner.iter + 1, description=text)
 
     @master_only
