@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument('--out', default='runs/bench_dense', help='logs and weights (default: %(default)s)')
     parser.add_argument('--data', default='data/digit_scenes', help='digit scenes, built if needed (default: %(default)s)')
     parser.add_argument('--preset', default='standard', help='of the digit scenes (default: %(default)s)')
-    parser.add_argument('--iterations', type=int, help="other than the recipes'; needs a --csv of its own")
+    parser.add_argument('--iterations', type=int, help="other than the tasks'; needs a --csv of its own")
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
     try:

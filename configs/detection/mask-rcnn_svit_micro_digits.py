@@ -7,7 +7,7 @@ model = dict(
         in_channels=48, feat_channels=48,
         anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32])),
     roi_head=dict(
-        # one sample a bin, as dense as the maps: MMDetection's adaptive number makes the backward pass half as long again
+        # one sample a bin, as dense as the maps; with MMDetection's adaptive number the backward pass takes longer on CPUs
         bbox_roi_extractor=dict(out_channels=48, roi_layer=dict(sampling_ratio=1)),
         # MMDetection starts the classifier with weights of 0.01, for pretrained features; from scratch it then stays at background
         bbox_head=dict(
