@@ -159,6 +159,7 @@ class Dump(Hook):
         model = getattr(runner.model, 'module', runner.model)
         parts = {name: getattr(p, 'to_local', lambda: p)().detach() for name, p in model.named_parameters()}
         torch.save(parts, os.path.join(runner.work_dir, f'rank{get_rank()}.pth'))
+        torch.save(dict(model.named_buffers()), os.path.join(runner.work_dir, f'buffers{get_rank()}.pth'))
 '''
 
 
@@ -269,6 +270,8 @@ def test_sharded_training(run, tmp_path):
     sizes = [sum(p.numel() for p in part.values()) for part in parts]
     total = sum(p.numel() for p in model.parameters())
     assert sum(sizes) == total and max(sizes) < 0.6 * total
+    statistics = [torch.load(tmp_path / 'sharded' / f'buffers{rank}.pth', weights_only=True) for rank in range(2)]
+    torch.testing.assert_close(statistics[1], statistics[0], rtol=0, atol=0)  # of all processes as in the file, else resuming changes them
 
     resumed_losses, resumed_weights, _ = train('resumed', f'load_from={tmp_path / "sharded" / "iter_2.pth"}', 'resume=True', *sharded)
     assert_same(resumed_losses, {step: row for step, row in sharded_losses.items() if step not in (1, 2)})

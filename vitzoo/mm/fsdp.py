@@ -55,7 +55,12 @@ class FSDPStrategy(DDPStrategy):
         return fully_shard(model, mesh=mesh, reshard_after_forward=self.reshard_after_forward)
 
     def save_checkpoint(self, filename: str, **kwargs) -> None:
-        """All processes give their shares, the first one writes."""
+        """All processes give their shares, the first one writes.
+
+        Buffers (running statistics) are each process's own; all go on with the first one's, as training that resumes from the file does.
+        """
+        for buffer in self.model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         self._gathered = (get_model_state_dict(self.model, options=whole),
                           get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=whole))
