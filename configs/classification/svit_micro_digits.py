@@ -28,7 +28,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', power=1, by_epoch=False, begin=0, eta_min=0),  # straight to zero, as in UPerNet's recipe
 ]
-train_cfg = dict(max_iters=1600)
+train_cfg = dict(max_iters=1300)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1))
