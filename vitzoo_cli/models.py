@@ -71,7 +71,7 @@ def allow_runner_checkpoints(path: str) -> None:
 def load_weights(model, source: str, use_ema: bool = False) -> None:
     """Load a local file into a model of ours (any published layout) or of timm's (its own names). Raises ValueError if it does not fit."""
     from vitzoo import load_checkpoint
-    if hasattr(model, 'layout'):
+    if hasattr(model, 'layouts'):
         load_checkpoint(model, source, use_ema=use_ema)
         return
     from timm.models._helpers import clean_state_dict

@@ -2,6 +2,7 @@
 import hashlib
 import json
 
+import golden
 import pytest
 import timm
 import torch
@@ -101,6 +102,30 @@ def test_export_then_predict(checkpoint, images, tmp_path, capsys):
     assert [c['class'] for c in found] == expected.topk(5).indices.tolist()
     assert [c['probability'] for c in found] == pytest.approx(expected.topk(5).values.tolist(), abs=1e-5)
     assert found[0]['name'] == f'digit {found[0]["class"]}'
+
+
+@pytest.mark.parametrize('family', ['svit/svit_small', 'stvit/stvit_r_swin_tiny', 'biformer/biformer_tiny', 'davit/davit_tiny',
+                                    'stvit_deit_tiny', 'lookupvit_tiny_patch16'])
+def test_export_takes_files_as_published(family, tmp_path, monkeypatch):
+    """Of families without published weights, those of the ViT that they start from."""
+    if '/' in family:
+        facts, _ = golden.load_case(f'{family}.npz')
+        name, state = golden.our_name(facts), golden.make_state_dict(facts['entries'])
+    else:
+        name, state = family, timm.create_model('deit_tiny_patch16_224').state_dict()
+    torch.save({'model': state, 'epoch': 299}, tmp_path / 'published.pth')
+    expected = timm.create_model(name)
+    vitzoo.load_checkpoint(expected, state)
+    exported = []
+
+    def stop(model, *args, **kwargs):
+        exported.append(model)
+        raise ValueError('far enough')
+    monkeypatch.setattr('vitzoo.export.export_onnx', stop)
+    assert main(['export', name, '--checkpoint', str(tmp_path / 'published.pth'), '--out', str(tmp_path / 'x.onnx')]) == 2
+    found = exported[0].state_dict()
+    loaded = vitzoo.load_checkpoint(expected, state).loaded
+    assert loaded and all(torch.equal(found[key], value) for key, value in expected.state_dict().items() if key in loaded)
 
 
 def test_export_features_of_a_timm_model(tmp_path, capsys):
