@@ -11,7 +11,7 @@ __version__ = '0.1.0'
 
 # public name -> module that defines it
 _PUBLIC = {
-    'load_checkpoint': 'vitzoo.checkpoints',
+    'load_checkpoint': 'vitzoo.weights.load',
     'DenseBackbone': 'vitzoo.dense',
     'export_onnx': 'vitzoo.export',
     'profile': 'vitzoo.profiling',

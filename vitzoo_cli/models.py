@@ -76,7 +76,7 @@ def load_weights(model, source: str, use_ema: bool = False) -> None:
         return
     from timm.models._helpers import clean_state_dict
 
-    from vitzoo.models._pretrained import read_checkpoint
+    from vitzoo.weights.files import read_checkpoint
     try:
         model.load_state_dict(clean_state_dict(read_checkpoint(source, use_ema)))
     except RuntimeError as e:

@@ -12,8 +12,9 @@ from timm.models._helpers import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitzoo.checkpoints import LoadReport, load_checkpoint, local_file
-from vitzoo.models._pretrained import BESIDE_MODEL, convert, read_checkpoint, strip_prefixes
+from vitzoo.weights.files import local_file, read_checkpoint
+from vitzoo.weights.layout import BESIDE_MODEL, convert, strip_prefixes
+from vitzoo.weights.load import LoadReport, load_checkpoint
 
 from .pyramid import SimpleFeaturePyramid
 

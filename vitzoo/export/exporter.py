@@ -18,9 +18,8 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ..extras import require
-from ..profiling.counters import image_shape
+from ..facts import image_shape, model_name
 from ..profiling.latency import take_turns
-from ..profiling.report import model_name
 from . import verify
 from .report import ExportReport
 from .simplify import settle_shapes

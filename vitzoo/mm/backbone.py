@@ -5,10 +5,10 @@ from mmengine.runner import CheckpointLoader
 from timm.models._helpers import clean_state_dict
 from torch import Tensor
 
-from vitzoo.checkpoints import local_file
 from vitzoo.dense import DenseBackbone
-from vitzoo.models._pretrained import BESIDE_MODEL, convert, read_checkpoint, strip_prefixes, unwrap
 from vitzoo.registry import MODELS
+from vitzoo.weights.files import local_file, read_checkpoint, unwrap
+from vitzoo.weights.layout import BESIDE_MODEL, convert, strip_prefixes
 
 
 @MODELS.register_module()

@@ -15,7 +15,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
-from vitzoo.profiling.report import model_name
+from vitzoo.facts import model_name
 
 __all__ = ['detector', 'raw', 'segmentor']
 

@@ -19,8 +19,9 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options, per_size
-from ._pretrained import Layout, build_model
-from ._pyramid import Pyramid, Stage
+from ..weights.layout import Layout
+from ._builder import build_model
+from ._hierarchical import Hierarchical, Stage
 
 __all__ = ['BiFormer']
 
@@ -361,7 +362,7 @@ NCHW = Layout(marker=r'\.attn\.qkv_linear\.', rules=(*_SWIN_LAYOUT, *_BLOCKS, *_
 OURS = Layout(marker=r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.bias$', rules=())  # before any other family is recognised by its `wo`
 
 
-class BiFormer(Pyramid):
+class BiFormer(Hierarchical):
     """Vision Transformer with bi-level routing attention (https://arxiv.org/abs/2303.08810).
 
     Takes images of any height and width from 1x1 on (`nchw`: from 16 * n_win on); maps are ceil(H / 4) .. ceil(H / 32).

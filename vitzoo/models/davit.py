@@ -18,8 +18,9 @@ from timm.layers import ClassifierHead, DropPath, LayerNorm2d, Mlp, calculate_dr
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
 from ..layers import Gelu, ResidualDwConv, check_options
-from ._pretrained import Layout, build_model
-from ._pyramid import Pyramid, Stage
+from ..weights.layout import Layout
+from ._builder import build_model
+from ._hierarchical import Hierarchical, Stage
 
 __all__ = ['DaViT']
 
@@ -298,7 +299,7 @@ FLORENCE = Layout(
 TIMM = Layout(marker=r'\.cpe1\.proj\.', rules=())
 
 
-class DaViT(Pyramid):
+class DaViT(Hierarchical):
     """Dual attention vision transformer (https://arxiv.org/abs/2204.03645).
 
     Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).

@@ -35,7 +35,9 @@ from timm.models._manipulate import checkpoint, named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
 from ..layers import check_image, check_options, per_size
-from ._pretrained import Conversion, Layout, PublishedWeights, StateDict, build_model
+from ..weights.files import StateDict
+from ..weights.layout import Conversion, Layout
+from ._builder import PublishedWeights, build_model
 
 __all__ = ['LookupViT']
 

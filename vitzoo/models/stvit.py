@@ -27,8 +27,9 @@ from timm.models._manipulate import checkpoint
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..layers import Gelu, check_options, per_size
-from ._pretrained import Layout, build_model
-from ._pyramid import Pyramid, Stage
+from ..weights.layout import Layout
+from ._builder import build_model
+from ._hierarchical import Hierarchical, Stage
 
 __all__ = ['STViT']
 
@@ -551,7 +552,7 @@ def check_form(x: torch.Tensor, form: str) -> None:
                          "Build the model with form='dense' for other sizes, or 'auto' for both.")
 
 
-class STViT(Pyramid):
+class STViT(Hierarchical):
     """Swin with semantic tokens and recovery, STViT-R-Swin (https://arxiv.org/abs/2303.08685).
 
     Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).
@@ -653,7 +654,7 @@ class STViT(Pyramid):
         return stage(x, image_size)
 
     def forward_intermediates(self, x: torch.Tensor, *args, **kwargs) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Maps after the last block of each stage, see `Pyramid.forward_intermediates`."""
+        """Maps after the last block of each stage, see `Hierarchical.forward_intermediates`."""
         check_form(x, self.form)
         return super().forward_intermediates(x, *args, **kwargs)
 

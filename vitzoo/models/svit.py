@@ -17,8 +17,9 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options, per_size
-from ._pretrained import Layout, build_model
-from ._pyramid import Pyramid, Stage
+from ..weights.layout import Layout
+from ._builder import build_model
+from ._hierarchical import Hierarchical, Stage
 
 __all__ = ['SViT']
 
@@ -276,7 +277,7 @@ PUBLISHED = Layout(
 )
 
 
-class SViT(Pyramid):
+class SViT(Hierarchical):
     """Vision Transformer with super token sampling (https://arxiv.org/abs/2211.11167).
 
     Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).

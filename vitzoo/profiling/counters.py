@@ -136,22 +136,3 @@ def on_meta(model: nn.Module) -> nn.Module:
     for p in model.parameters():
         stand_ins[id(p)] = nn.Parameter(p.detach().to('meta'), requires_grad=p.requires_grad)
     return copy.deepcopy(model, stand_ins).eval()
-
-
-def image_shape(model: nn.Module, input_size: int | tuple[int, ...]) -> tuple[int, int, int]:
-    """Complete an image size, `H` for square, `(H, W)` or `(C, H, W)`, to (C, H, W) with the channels of the model.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    numbers = (input_size,) * 2 if isinstance(input_size, int) else tuple(input_size) if isinstance(input_size, (tuple, list)) else ()
-    if len(numbers) not in (2, 3) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
-        raise ValueError(f'input_size={input_size!r}: expected a number, (H, W) or (C, H, W), positive integers.')
-    if len(numbers) == 3:
-        return numbers
-    channels = getattr(model, 'in_chans', None) or next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    return channels, *numbers
-
-
-def float_dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

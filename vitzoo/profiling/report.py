@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from .counters import count_macs, count_traffic, float_dtype, image_shape, on_meta
+from ..facts import float_dtype, image_shape, model_name
+from .counters import count_macs, count_traffic, on_meta
 from .latency import take_turns
 
 
@@ -78,12 +79,6 @@ def profile(model: nn.Module, input_size: int | tuple[int, ...], *, batch: int =
         activations=traffic.activations // batch, bytes_moved=traffic.bytes / batch, operators=traffic.operators,
         batch=batch, element_bytes=element_bytes, latency_ms=_latency(model, size, dtype, latency_batches, rounds),
     )
-
-
-def model_name(model: nn.Module) -> str:
-    """The registered name where the model knows one, else its class."""
-    config = next((c for m in model.modules() if (c := getattr(m, 'pretrained_cfg', None))), {})
-    return config.get('architecture') or type(model).__name__
 
 
 def _latency(model: nn.Module, size: tuple[int, int, int], dtype: torch.dtype, batches: Sequence[int], rounds: int) -> dict[int, float]:

@@ -8,7 +8,8 @@ import torch
 import torch.nn as nn
 from timm.models._features import FeatureGetterNet
 
-from .models._pretrained import BESIDE_MODEL, StateDict, convert, inner_names, keep_counters, read_checkpoint, unwrap
+from .files import local_file, read_checkpoint, unwrap
+from .layout import BESIDE_MODEL, StateDict, convert, inner_names, keep_counters
 
 
 @dataclass
@@ -200,16 +201,3 @@ def _refuse_shapes(names: list[str], state: StateDict, own: StateDict, source: s
         k = names[0]
         raise ValueError(f'{source} does not fit: {len(names)} entries have another shape, such as {k}: {tuple(state[k].shape)} in the '
                          f'file, {tuple(own[k].shape)} in the model. Is it another size of the family? Nothing was loaded.')
-
-
-def local_file(source: str | os.PathLike) -> str | os.PathLike:
-    """A path as it is; `hf-hub:ORG/REPO[/FILE]` downloaded (or found in the cache)."""
-    match = re.fullmatch(r'hf[-_]hub:([\w.-]+/[\w.-]+)(?:/(.+))?', str(source))
-    if not match:
-        return source
-    from huggingface_hub import hf_hub_download
-    repo, file = match.groups()
-    try:
-        return hf_hub_download(repo, file or 'model.safetensors')
-    except Exception as e:  # not found, no network, no access: one answer for the user
-        raise ValueError(f'{source} could not be downloaded ({type(e).__name__}: {e}).') from e

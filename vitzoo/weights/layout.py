@@ -1,21 +1,12 @@
-"""Published weights: read files safely, bring published names and layouts into ours, build models with timm's builder."""
-import argparse
-import os
-import pickle
+"""Published names and layouts of weights, as data, and their conversion into ours."""
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
-from timm.models import build_model_with_cfg, load_pretrained
-from timm.models._builder import resolve_pretrained_cfg
 
-StateDict = dict[str, torch.Tensor]
-
-# What published training scripts stored beside the weights. Both load as inert containers.
-INERT_GLOBALS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
+from .files import StateDict
 
 # What a DenseBackbone has beside its model: output norms, named as published dense backbones name theirs, and a columnar model's pyramid.
 BESIDE_MODEL = re.compile(r'^(norm\d|pyramid)\.')
@@ -115,59 +106,6 @@ def convert(state: StateDict, model: nn.Module) -> Conversion:
     return Conversion(dict(state))
 
 
-def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> StateDict:
-    """The weights in a file (.safetensors, or a pickle read with weights_only), unwrapped from what training scripts put around them.
-
-    Raises ValueError if the file is missing, truncated, holds anything but data, or has no weights of the kind asked for.
-    """
-    return unwrap(read_file(path), use_ema, os.fspath(path))
-
-
-def read_file(path: str | os.PathLike) -> object:
-    """All that is in a checkpoint file. Raises ValueError if it is missing, truncated, or holds anything but data."""
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise ValueError(f'{path}: no such checkpoint file.')
-    try:
-        if path.endswith('.safetensors'):
-            from safetensors.torch import load_file
-            return load_file(path)
-        with torch.serialization.safe_globals(INERT_GLOBALS):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise ValueError(f'{path} was refused: it holds more than weights, or is no checkpoint ({_first_line(e)}). '
-                         'Nothing in it was executed. Convert it in a place where it is trusted to a file of tensors alone.') from e
-    except Exception as e:  # whatever zip, pickle or header reading stumbles over in a damaged file
-        raise ValueError(f'{path} could not be read, it may be truncated ({type(e).__name__}: {_first_line(e)}).') from e
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
-
-
-def unwrap(content: object, use_ema: bool = False, name: str = 'The checkpoint') -> StateDict:
-    """The state dict inside {'model': ...}, {'state_dict': ...}, {'model_ema': ...}; prefixes stay.
-
-    mmengine's EMAHook saves the averaged weights as 'state_dict', which is then the answer whatever `use_ema`, and the trained ones as
-    'ema_state_dict'.
-    """
-    keys = ('model_ema', 'state_dict_ema', 'ema_state_dict') if use_ema else ('model', 'state_dict')
-    if use_ema and isinstance(content, dict) and {'state_dict', 'ema_state_dict'} <= content.keys():
-        keys = ('state_dict',)
-    if isinstance(content, dict):
-        inner = next((content[k] for k in keys if isinstance(content.get(k), dict)), None)
-        if inner is not None:
-            content = inner.get('state_dict', inner) if isinstance(inner.get('state_dict'), dict) else inner
-        elif use_ema:
-            raise ValueError(f'{name} holds no averaged weights (none of {", ".join(keys)}); its keys start with '
-                             f'{list(content)[:5]}. Load it with use_ema=False.')
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        values = content.values() if isinstance(content, dict) else [content]
-        kind = ', '.join(sorted({type(v).__name__ for v in values})) or 'nothing'
-        raise ValueError(f'{name}: expected a state dict (names to tensors), bare or under "model" or "state_dict"; found {kind}.')
-    return dict(content)
-
-
 def inner_names(state: StateDict) -> tuple[dict[str, str], dict[str, str]]:
     """Names without what data parallelism and wrappers put before them, each with its name in `state`.
 
@@ -189,51 +127,3 @@ def keep_counters(state: StateDict, model: nn.Module) -> StateDict:
     """Batch counters that a file lacks stay the model's own: nothing that is computed depends on them."""
     own = {name: value for name, value in model.state_dict().items() if name.endswith('.num_batches_tracked')}
     return {**own, **state}
-
-
-class PublishedWeights:
-    """Mixin of models whose class says how published files are laid out; the hook that timm calls for local files."""
-    layouts: tuple[Layout, ...] = ()
-
-    def load_pretrained(self, path: str) -> None:
-        cfg = {**self.pretrained_cfg, 'state_dict': read_checkpoint(path), 'custom_load': False, 'source': ''}
-        try:
-            load_pretrained(self, cfg, self.num_classes, self.in_chans, checkpoint_filter_fn)
-        except RuntimeError as e:
-            reasons = str(e).splitlines()[1:]
-            raise ValueError(f'{path} does not fit {cfg["architecture"]} ({len(reasons)} differences): {reasons[0].strip()[:160]}') from e
-
-
-def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
-    """Any published layout of the model's family to ours, in the form that timm's builder wants."""
-    conversion, own = convert(strip_prefixes(state), model), model.state_dict()
-    state = {name: value for name, value in conversion.state.items() if not BESIDE_MODEL.match(name)}
-    return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
-
-
-def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:
-    """timm's `build_model_with_cfg` with our conversion, features by `forward_intermediates`, and clear errors about weights.
-
-    A model class may name options that it has when built for its features alone, as `features_options`.
-
-    Raises ValueError if weights are asked for that no program can download.
-    """
-    if kwargs.get('features_only'):
-        kwargs = {**getattr(model_cls, 'features_options', {}), **kwargs}
-    overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
-    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), overlay)
-    if pretrained and not (cfg.has_weights or cfg.state_dict):
-        name = f'{variant}.{cfg.tag}' if cfg.tag else variant
-        where = f'They are published at {cfg.origin_url} ({", ".join(cfg.notes or ())})' if cfg.origin_url else 'None were published'
-        raise ValueError(
-            f'No program can download weights for {name}. {where}. With a local file: '
-            f"timm.create_model('{variant}', pretrained=True, pretrained_cfg_overlay=dict(file='FILE')), "
-            'or vitzoo.load_checkpoint(model, FILE).')
-    if cfg.file and not cfg.state_dict:
-        overlay['custom_load'] = True  # our reader: safe, and the weights rather than their average
-    return build_model_with_cfg(
-        model_cls, variant, pretrained,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **{'feature_cfg': dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **kwargs},
-    )

@@ -6,7 +6,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 
 from ..layers import check_image, check_options
-from ._pretrained import PublishedWeights
+from ._builder import PublishedWeights
 
 
 class Stage(nn.Module):
@@ -31,7 +31,7 @@ def _check_pool(num_classes: int, global_pool: str) -> None:
                          'or num_classes=0 for the map itself.')
 
 
-class Pyramid(PublishedWeights, nn.Module):
+class Hierarchical(PublishedWeights, nn.Module):
     """Base of the hierarchical families.
 
     A family's constructor sets `in_chans`, `num_classes`, `global_pool`, `drop_rate`, `num_features`, `feature_info` (`module` is
