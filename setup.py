@@ -26,7 +26,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10',
-    packages=find_packages(include=['vitzoo', 'vitzoo.*', 'vitzoo_cli', 'vitzoo_cli.*']),
+    packages=find_packages(include=['vitzoo', 'vitzoo.*', 'vitzoo_cli', 'vitzoo_cli.*', 'vitzoo_runtime', 'vitzoo_runtime.*']),
     package_data={'vitzoo': ['py.typed']},
     install_requires=['torch>=2.11', 'timm>=1.0.31', 'rich', 'safetensors', 'huggingface_hub'],
     extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'viz': viz, 'dev': dev,

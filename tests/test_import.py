@@ -1,5 +1,6 @@
 """`import vitzoo` needs torch and timm alone; what needs more says which extra brings it. Each test has a Python process of its own."""
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,16 @@ def test_nothing_points_against_the_arrows():
         room = path.relative_to(ROOT).parts[0]
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip().startswith(('import ', 'from '))]
         if room in ('models', 'layers'):
-            assert not [line for line in lines if 'vitzoo.' in line or 'rich' in line], path
+            assert not [line for line in lines if 'vitzoo' in line or 'rich' in line], path
         if room != 'mm':
             assert not [line for line in lines if 'vitzoo.mm' in line or 'from .mm' in line], path
         assert not [line for line in lines if 'vitzoo_cli' in line] or path.name == '__main__.py', path
+
+
+def test_every_package_is_installed(monkeypatch):
+    setuptools = pytest.importorskip('setuptools')
+    arguments = {}
+    monkeypatch.setattr(setuptools, 'setup', lambda **given: arguments.update(given))
+    monkeypatch.chdir(ROOT.parent)
+    runpy.run_path('setup.py')
+    assert set(arguments['packages']) == {'.'.join(path.parent.parts) for path in Path().glob('vitzoo*/**/__init__.py')}

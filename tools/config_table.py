@@ -3,7 +3,7 @@ from pathlib import Path
 
 import yaml
 
-from vitzoo.files import replacing
+from vitzoo_runtime.files import replacing
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'configs.md'

@@ -11,6 +11,8 @@ import io
 import warnings
 from pathlib import Path
 
+from vitzoo_runtime.files import replacing
+
 from .output import Output
 
 
@@ -58,7 +60,6 @@ def _convert_model(args: argparse.Namespace, out: Path) -> tuple:
     from vitzoo import DenseBackbone, load_checkpoint
 
     from . import models
-    from .files import replacing
     models.known(args.model)
     if args.features and args.num_classes is not None:
         raise ValueError('--features has no classes; leave out --num-classes')
@@ -93,7 +94,6 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     from vitzoo import load_checkpoint, mm
     from vitzoo.weights.files import read_file
 
-    from .files import replacing
     cfg = mm.setup(args.config)
     from mmengine.registry import MODELS, init_default_scope
     # the libraries deprecate a lot on import, and say what they do on stdout

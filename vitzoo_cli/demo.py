@@ -10,6 +10,9 @@ import time
 import warnings
 from pathlib import Path
 
+from vitzoo_runtime.files import replacing, write_json
+
+from .files import make_folder
 from .output import Output
 
 CONFIG = 'detection/mask-rcnn_svit_micro_digits'
@@ -26,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
-    from .files import make_folder, replacing, write_json
     if args.iterations is not None and args.iterations < 1:
         raise ValueError(f'--iterations {args.iterations}: expected at least 1')
     if args.seed < 0:

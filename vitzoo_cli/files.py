@@ -1,29 +1,8 @@
-"""Files: written whole or not at all, and images found in folders."""
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+"""The folder that a command writes to, and the images that it is given."""
+from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A name in the folder of `path` to write to, which becomes `path` if all goes well and is gone if not."""
-    path = Path(path)
-    temporary = path.with_name(f'.{path.stem}.{uuid4().hex[:8]}{path.suffix}')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, data: object) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1), encoding='utf-8')
 
 
 def make_folder(path: str | Path) -> Path:

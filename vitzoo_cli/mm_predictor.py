@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import findings
+from vitzoo_runtime import findings
+from vitzoo_runtime.pictures import draw_classes
 
 
 class MmPredictor:
@@ -72,11 +73,10 @@ class MmPredictor:
         return findings.regions(image, regions, self.classes)
 
     def find_classes(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
-        from . import pictures
         probabilities = self.infer(self.model, image).cpu().numpy()
         best = np.argsort(-probabilities, kind='stable')[:5]
         classes = [{'class': int(i), 'name': self.classes[i], 'probability': float(probabilities[i])} for i in best]
-        return {'classes': classes}, {'picture': pictures.classification(image, classes)}
+        return {'classes': classes}, {'picture': draw_classes(image, classes)}
 
     def lines(self, found: dict) -> list[tuple]:
         return findings.lines(found, self.columns[1])

@@ -2,8 +2,9 @@
 import numpy as np
 from PIL import Image
 
-from . import findings, pictures
-from .onnx_model import OnnxModel
+from vitzoo_runtime import findings
+from vitzoo_runtime.onnx_model import OnnxModel
+from vitzoo_runtime.pictures import draw_classes, draw_features
 
 
 class OnnxPredictor:
@@ -22,7 +23,7 @@ class OnnxPredictor:
     def __call__(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
         if self.model.task == 'classification':
             classes = self.model.classify(image)
-            return {'classes': classes}, {'picture': pictures.classification(image, classes)}
+            return {'classes': classes}, {'picture': draw_classes(image, classes)}
         if self.model.task == 'detection':
             return self.find_objects(image)
         if self.model.task == 'segmentation':
@@ -32,7 +33,7 @@ class OnnxPredictor:
         for name, values in maps.items():
             lengths = np.linalg.norm(values, axis=0)
             levels[name] = {'shape': list(values.shape), 'mean_length': float(lengths.mean()), 'longest': float(lengths.max())}
-        return {'features': levels}, {'picture': pictures.features(self.model.preprocessing.crop(image), maps)}
+        return {'features': levels}, {'picture': draw_features(self.model.preprocessing.crop(image), maps)}
 
     def find_objects(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
         found, (width, height) = self.model.fit(image)

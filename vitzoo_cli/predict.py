@@ -9,6 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitzoo_runtime.files import replacing, write_json
+
+from .files import find_images, make_folder
 from .output import Output
 
 
@@ -22,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
-    from .files import find_images, make_folder, replacing, write_json
-    from .onnx_model import read_image
+    from vitzoo_runtime.images import read_image
     if bool(args.onnx) == bool(args.config or args.checkpoint) or bool(args.config) != bool(args.checkpoint):
         raise ValueError('give either --onnx FILE or both --config FILE and --checkpoint FILE')
     if not 0 <= args.threshold <= 1:

@@ -180,15 +180,6 @@ def test_upsampling_agrees_with_an_independent_bicubic():
     assert np.abs(ds._bicubic(8, 61).sum(1) - 1024).max() <= 2
 
 
-@pytest.mark.parametrize('mask', [np.zeros((3, 4)), np.ones((3, 4)), np.eye(5, 3), np.random.RandomState(0).rand(17, 9) > 0.5])
-def test_run_length_code(mask):
-    mask = mask.astype(bool)
-    rle = json.loads(json.dumps(ds.encode_rle(mask)))
-    assert sum(rle['counts']) == mask.size and (ds.decode_rle(rle) == mask).all()
-    api = pytest.importorskip('pycocotools.mask')
-    assert (api.decode(api.frPyObjects(rle, *mask.shape)) == mask).all()
-
-
 # ---- files ----
 
 def test_detection_through_pycocotools(micro):

@@ -40,7 +40,8 @@ from uuid import uuid4
 import numpy as np
 
 from vitzoo.extras import require
-from vitzoo.files import replacing
+from vitzoo_runtime.files import replacing
+from vitzoo_runtime.masks import decode_rle, encode_rle
 
 CLASSES = tuple(f'digit {d}' for d in range(10))
 SEG_CLASSES = ('background', *CLASSES)
@@ -401,20 +402,6 @@ def crop(scene: Scene, i: int, margin: float) -> np.ndarray:
     top = np.clip(y + (height - side) // 2, 0, scene.image.shape[0] - side)
     left = np.clip(x + (width - side) // 2, 0, scene.image.shape[1] - side)
     return np.ascontiguousarray(scene.image[top:top + side, left:left + side])
-
-
-def encode_rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run-length code of a mask (H, W): column by column, first the number of zeros."""
-    flat = mask.ravel('F')
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff(edges, prepend=0, append=flat.size).tolist()
-    return {'size': list(mask.shape), 'counts': [0, *counts] if flat[0] else counts}
-
-
-def decode_rle(rle: dict) -> np.ndarray:
-    """The mask (H, W) of `encode_rle`'s result."""
-    runs = np.arange(len(rle['counts'])) % 2 == 1
-    return np.repeat(runs, rle['counts']).reshape(rle['size'], order='F')
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from vitzoo.extras import require
-from vitzoo.files import replacing
+from vitzoo_runtime.files import replacing
 
 SCENE = (128, 160)
 # What the bench calls a model: what it is built from. Swin and ResNet are timm's, narrowed to the multiply-adds of svit_micro.

@@ -1,5 +1,7 @@
-"""Pictures: predictions."""
-from .predictions import contact_sheet as contact_sheet
-from .predictions import draw_detections as draw_detections
-from .predictions import draw_segmentation as draw_segmentation
-from .predictions import palette as palette
+"""Pictures of predictions, and of quality against cost; pillow and matplotlib draw them, without torch."""
+from vitzoo_runtime.pictures import contact_sheet as contact_sheet
+from vitzoo_runtime.pictures import draw_detections as draw_detections
+from vitzoo_runtime.pictures import draw_segmentation as draw_segmentation
+from vitzoo_runtime.pictures import palette as palette
+
+from .pareto import draw_pareto as draw_pareto

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitzoo.extras import require
-from vitzoo.files import replacing
+from vitzoo_runtime.files import replacing
+from vitzoo_runtime.pictures import palette
 
 
 class Point(NamedTuple):
@@ -37,7 +38,6 @@ def draw_pareto(panels: Mapping[tuple[str, str], tuple[Sequence[Point], float | 
     if not names:
         raise ValueError('no points to draw; expected at least one panel with a point')
     figure_class = require('matplotlib.figure', 'viz').Figure  # not pyplot, which would choose a window system
-    from .predictions import palette
     colours = {name: tuple(c / 255 for c in colour) for name, colour in zip(names, palette(len(names)), strict=True)}
     markers = dict(zip(names, 'osD^vPXphd' * (len(names) // 10 + 1), strict=False))
 

@@ -1,4 +1,5 @@
-"""Files that are written whole or not at all. `vitzoo_cli.files` has its own `replacing`: it serves boxes without PyTorch."""
+"""Files that are written whole or not at all."""
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +17,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, data: object) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1), encoding='utf-8')

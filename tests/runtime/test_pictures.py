@@ -1,9 +1,9 @@
-"""Pictures of predictions: sizes, colours where they belong, and clear errors."""
+"""Pictures of what was found: sizes, colours where they belong, and clear errors."""
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitzoo.viz import contact_sheet, draw_detections, draw_segmentation, palette
+from vitzoo_runtime.pictures import contact_sheet, draw_detections, draw_segmentation, palette
 
 GREY = np.full((128, 160, 3), 128, np.uint8)
 

@@ -1,41 +1,21 @@
 """What detectors and segmentors found in an image, as JSON data, pictures and lines of a table; with numpy and pillow alone."""
-import importlib.util
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-
-@cache
-def viz():
-    """`vitzoo.viz.predictions` without the package around it, which needs PyTorch."""
-    path = Path(importlib.util.find_spec('vitzoo').origin).parent / 'viz' / 'predictions.py'
-    spec = importlib.util.spec_from_file_location('vitzoo_viz_predictions', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from .masks import encode_rle
+from .pictures import draw_detections, draw_segmentation, palette
 
 
 def objects(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None,
             classes: Sequence[str]) -> tuple[dict, dict[str, Image.Image]]:
-    """Boxes (N, 4), labels and scores (N,), best first, masks (N, H, W) or None, in pixels of the image.
-
-    Masks become COCO's run lengths, which `pycocotools.mask.frPyObjects` reads.
-    """
+    """Boxes (N, 4), labels and scores (N,), best first, masks (N, H, W) or None, in pixels of the image; masks become COCO's codes."""
     found = [{'label': int(label), 'name': classes[label], 'score': float(score), 'box': [round(float(v), 2) for v in box]}
              for box, label, score in zip(boxes, labels, scores, strict=True)]
     for item, mask in zip(found, () if masks is None else masks, strict=masks is not None):
-        item['mask'] = {'size': list(mask.shape), 'counts': run_lengths(mask)}
-    return {'objects': found}, {'picture': viz().draw_detections(image, boxes, labels, scores, masks, classes)}
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of equal pixels of a mask, column by column, beginning with those that are off (perhaps 0)."""
-    flat = np.concatenate([[False], np.asarray(mask, bool).T.ravel()])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.diff(np.concatenate([[0], changes, [flat.size - 1]])).tolist()
+        item['mask'] = encode_rle(mask)
+    return {'objects': found}, {'picture': draw_detections(image, boxes, labels, scores, masks, classes)}
 
 
 def regions(image: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> tuple[dict, dict[str, Image.Image]]:
@@ -45,8 +25,8 @@ def regions(image: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> t
               for i in np.argsort(-counts, kind='stable') if counts[i]]
     drawn = Image.fromarray(labels.astype(np.uint8 if len(classes) <= 256 else np.uint16))
     if drawn.mode == 'L':
-        drawn.putpalette([v for colour in viz().palette(len(classes)) for v in colour])
-    return {'classes': shares}, {'picture': viz().draw_segmentation(image, labels, classes), 'labels': drawn}
+        drawn.putpalette([v for colour in palette(len(classes)) for v in colour])
+    return {'classes': shares}, {'picture': draw_segmentation(image, labels, classes), 'labels': drawn}
 
 
 def lines(found: dict, share: str) -> list[tuple]:

@@ -1,4 +1,4 @@
-"""Pictures of what detectors and segmentors find, with pillow and numpy alone."""
+"""Pictures of what models find in an image, with pillow and numpy alone."""
 import colorsys
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 INK, PAPER = (24, 26, 31), (255, 255, 255)
+CHALK, BAR = (240, 242, 245), (45, 108, 181)  # on sheets of ink
+HEAT = np.array([(13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], np.float32)  # dark to bright
 # told apart at a glance, also by most people with a colour vision deficiency (after Okabe and Ito), then spread over the colour wheel
 _FIRST = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178), (153, 79, 0),
           (148, 103, 189), (122, 199, 79)]
@@ -116,6 +118,45 @@ def draw_segmentation(
     return _with_legend(canvas, legend)
 
 
+def draw_classes(image: Image.Image, classes: Sequence[dict]) -> Image.Image:
+    """The image over a list of its likeliest classes with bars for their probabilities; `classes` as `OnnxModel.classify` gives them."""
+    image, row, margin = _fit(image), 30, 12
+    width = max(image.width, 320)
+    sheet = Image.new('RGB', (width, image.height + row * len(classes) + margin), INK)
+    sheet.paste(image, ((width - image.width) // 2, 0))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, c in enumerate(classes):
+        top = image.height + margin // 2 + i * row
+        share = f'{c["probability"]:.1%}'
+        space = width - 3 * margin - draw.textlength(share, font)
+        draw.rectangle((margin // 2, top + 2, margin // 2 + round((width - margin) * c['probability']), top + row - 3), fill=BAR)
+        draw.text((margin, top + row / 2), _shorten(c['name'], space, font), CHALK, font, anchor='lm')
+        draw.text((width - margin, top + row / 2), share, CHALK, font, anchor='rm')
+    return sheet
+
+
+def draw_features(crop: Image.Image, maps: dict[str, np.ndarray]) -> Image.Image:
+    """What the model saw, and beside it for every (C, H, W) map the lengths of its vectors, from dark for short to bright for long."""
+    crop = _fit(crop, 240)
+    gap, header = 8, 26
+    panels = [('input', crop)]
+    for name, values in maps.items():
+        lengths = np.linalg.norm(values, axis=0)
+        span = float(np.ptp(lengths)) or 1.
+        position = (lengths - lengths.min()) / span * (len(HEAT) - 1)
+        low = np.minimum(position.astype(int), len(HEAT) - 2)
+        colours = HEAT[low] + (HEAT[low + 1] - HEAT[low]) * (position - low)[..., None]
+        panel = Image.fromarray(colours.round().astype(np.uint8)).resize(crop.size, Image.Resampling.NEAREST)
+        panels.append((f'{name}  {"x".join(map(str, values.shape))}', panel))
+    sheet = Image.new('RGB', ((crop.width + gap) * len(panels) + gap, crop.height + header + gap), INK)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for i, (title, panel) in enumerate(panels):
+        left = gap + i * (crop.width + gap)
+        draw.text((left, header / 2), title, CHALK, font, anchor='lm')
+        sheet.paste(panel, (left, header))
+    return sheet
+
+
 def contact_sheet(images: Sequence[Image.Image | np.ndarray], columns: int = 4, *, titles: Sequence[str] | None = None,
                   gap: int = 8) -> Image.Image:
     """Images in rows of `columns`, each centred in a cell as large as the largest needs, with an optional title above each.
@@ -144,6 +185,12 @@ def contact_sheet(images: Sequence[Image.Image | np.ndarray], columns: int = 4, 
 
 def _picture(image: Image.Image | np.ndarray) -> Image.Image:
     return (image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))).convert('RGB')
+
+
+def _fit(image: Image.Image, longest: int = 480) -> Image.Image:
+    """The image scaled, keeping its proportions, until its longer side is `longest`."""
+    scale = longest / max(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def _factor(image_size: tuple[int, int], size: int) -> int:
@@ -176,6 +223,14 @@ def _tint(canvas: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], l
 
 def _tag_size(text: str, font) -> tuple[int, int]:
     return round(font.getlength(text) + font.size * 0.7), round(font.size * 1.35)
+
+
+def _shorten(text: str, space: float, font) -> str:
+    if font.getlength(text) <= space:
+        return text
+    while text and font.getlength(f'{text}...') > space:
+        text = text[:-1]
+    return f'{text.rstrip()}...'
 
 
 def _place_tag(box: np.ndarray, size: tuple[int, int], canvas: tuple[int, int], taken: list) -> tuple[int, int, int, int]:
