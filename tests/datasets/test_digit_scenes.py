@@ -2,6 +2,8 @@
 import json
 import multiprocessing
 import os
+import runpy
+import sys
 import time
 
 import numpy as np
@@ -165,19 +167,19 @@ def test_digits_keep_their_colour_distance(some):
 def test_a_colour_that_is_far_enough_can_be_missing():
     with pytest.raises(ValueError, match='smaller colour_distance'):
         everywhere = np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), -1).reshape(-1, 3)
-        ds._far_colour(lambda low, high, size: np.random.RandomState(0).randint(low, high + 1, size), everywhere, 0.3)
+        ds.scenes._far_colour(lambda low, high, size: np.random.RandomState(0).randint(low, high + 1, size), everywhere, 0.3)
 
 
 def test_upsampling_agrees_with_an_independent_bicubic():
     torch = pytest.importorskip('torch')
     field = np.random.RandomState(0).rand(9, 11)
-    ours = ds._bicubic(9, 128) @ field @ ds._bicubic(11, 160).T / 1024 ** 2
+    ours = ds.scenes._bicubic(9, 128) @ field @ ds.scenes._bicubic(11, 160).T / 1024 ** 2
     # PIL has the same cubic and another border; torch has the same border and another cubic (a = -0.75), which stays near
     theirs = np.asarray(Image.fromarray(field.astype(np.float32)).resize((160, 128), Image.Resampling.BICUBIC))
     assert np.abs(ours - theirs)[22:-22, 22:-22].max() < 2e-3
     other = torch.nn.functional.interpolate(torch.tensor(field)[None, None], (128, 160), mode='bicubic')[0, 0].numpy()
     assert np.abs(ours - other).max() < 0.1
-    assert np.abs(ds._bicubic(8, 61).sum(1) - 1024).max() <= 2
+    assert np.abs(ds.scenes._bicubic(8, 61).sum(1) - 1024).max() <= 2
 
 
 # ---- files ----
@@ -363,14 +365,14 @@ def test_an_interrupted_build_leaves_what_was_there(tmp_path, monkeypatch, error
             raise error('stop')
         return original(preset, seed, split, index)
 
-    monkeypatch.setattr(ds, 'make_scene', interrupted)
+    monkeypatch.setitem(ds.build.__globals__, 'make_scene', interrupted)
     with pytest.raises(error):
         ds.build(tmp_path, **args)
     assert os.listdir(tmp_path) == []
-    monkeypatch.setattr(ds, 'make_scene', original)
+    monkeypatch.setitem(ds.build.__globals__, 'make_scene', original)
     ds.build(tmp_path, **args)
     before = snapshot(tmp_path)
-    monkeypatch.setattr(ds, 'make_scene', interrupted)
+    monkeypatch.setitem(ds.build.__globals__, 'make_scene', interrupted)
     with pytest.raises(error):
         ds.build(tmp_path, **args, seed=1)
     assert snapshot(tmp_path) == before
@@ -500,6 +502,13 @@ def test_command_errors(tmp_path, capsys, args):
     assert ds.main(['--out', str(tmp_path / 'd'), *args.split()]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ') and not captured.out and not (tmp_path / 'd').exists()
+
+
+def test_command_as_a_module(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['digit_scenes', '--set', 'val'])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module('vitzoo.datasets.digit_scenes', run_name='__main__')
+    assert end.value.code == 2
 
 
 @pytest.mark.slow
