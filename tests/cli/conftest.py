@@ -11,7 +11,7 @@ METADATA = dict(model='tiny', task='classification', input_size=[3, 24, 24], mea
 
 @pytest.fixture
 def tiny_onnx(tmp_path):
-    """tiny_onnx(**metadata) -> path. The logits are 10 x the means of the three normalised channels; features are the input itself."""
+    """tiny_onnx(**metadata) -> path. The logits are 10 x the means of the three normalised channels; features, and the logits of pixels, are the input."""
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
     from onnx import TensorProto, helper, numpy_helper
@@ -24,6 +24,10 @@ def tiny_onnx(tmp_path):
                                                                                             kernel_shape=[2, 2], strides=[2, 2])]
             outputs = [helper.make_tensor_value_info('feat0', TensorProto.FLOAT, ['batch', channels, height, width]),
                        helper.make_tensor_value_info('feat1', TensorProto.FLOAT, ['batch', channels, height // 2, width // 2])]
+            weights = []
+        elif metadata.get('task') == 'segmentation':
+            nodes = [helper.make_node('Identity', ['image'], ['seg'])]
+            outputs = [helper.make_tensor_value_info('seg', TensorProto.FLOAT, ['batch', channels, height, width])]
             weights = []
         else:
             nodes = [helper.make_node('GlobalAveragePool', ['image'], ['pooled']), helper.make_node('Flatten', ['pooled'], ['flat']),

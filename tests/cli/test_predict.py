@@ -32,10 +32,10 @@ def predict(capsys, *arguments):
     return status, json.loads(captured.out) if captured.out else None, captured.err
 
 
-@pytest.mark.parametrize('as_json', [False, True])
-def test_without_torch_timm_vitzoo_and_rich(tiny_onnx, images, tmp_path, as_json):
-    command = [sys.executable, '-c', ONLY_NUMPY_PILLOW_ONNXRUNTIME, 'predict', images / 'red.png', images / 'more', '--onnx', tiny_onnx(),
-               '--out', tmp_path / 'out', *(['--json'] if as_json else [])]
+@pytest.mark.parametrize('task, as_json', [('classification', False), ('classification', True), ('segmentation', True)])
+def test_without_torch_timm_vitzoo_and_rich(tiny_onnx, images, tmp_path, task, as_json):
+    command = [sys.executable, '-c', ONLY_NUMPY_PILLOW_ONNXRUNTIME, 'predict', images / 'red.png', images / 'more', '--onnx',
+               tiny_onnx(task=task), '--out', tmp_path / 'out', *(['--json'] if as_json else [])]
     done = subprocess.run(command, env={**os.environ, 'PYTHONPATH': str(ROOT)}, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
