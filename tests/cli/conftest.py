@@ -11,7 +11,8 @@ METADATA = dict(model='tiny', task='classification', input_size=[3, 24, 24], mea
 
 @pytest.fixture
 def tiny_onnx(tmp_path):
-    """tiny_onnx(**metadata) -> path. The logits are 10 x the means of the three normalised channels; features, and the logits of pixels, are the input."""
+    """tiny_onnx(**metadata) -> path. The logits are 10 x the means of the three normalised channels, those of pixels the input itself, as
+    are features."""
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
     from onnx import TensorProto, helper, numpy_helper
