@@ -101,14 +101,13 @@ def plain_mlp(block, x):
     return x + block.ls2(block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))))
 
 
-def plain_semantic_tokens(model, image, height, width, shortcut=True, residual='centres'):
+def plain_semantic_tokens(model, image, height, width):
     """Image tokens after the base layers to semantic tokens before the final norm."""
     first, second, *more = generation_layers(model)
     pooled = plain_pool(first.pool, image, height, width)
-    tokens = plain_mlp(first, plain_attention(first, pooled, image) + (pooled if shortcut else 0))
+    tokens = plain_mlp(first, pooled + plain_attention(first, pooled, image))
     start = tokens + second.centres
-    gathered = plain_attention(second, start, torch.cat([tokens, image], 1))
-    tokens = plain_mlp(second, gathered + {'centres': start, 'pooled': pooled}[residual])
+    tokens = plain_mlp(second, start + plain_attention(second, start, torch.cat([tokens, image], 1)))
     for block in more:
         tokens = plain_mlp(block, tokens + plain_attention(block, tokens, torch.cat([tokens, image], 1)))
     for block in semantic_layers(model):
@@ -196,46 +195,26 @@ def test_what_lies_in_padding_does_not_matter():
 
 @pytest.mark.parametrize('size', [(224, 224), (100, 330), (64, 64), (17, 1)])
 @pytest.mark.parametrize('kwargs', [
-    {}, dict(shortcut=False), dict(residual='pooled'), dict(init_values=0.1), dict(num_generation=4, num_base=1), dict(num_semantic=(2, 5)),
+    {}, dict(init_values=0.1), dict(num_generation=4, num_base=1), dict(num_semantic=(2, 5)),
 ], ids=str)
 def test_semantic_tokens_against_plain_loops(size, kwargs):
     model = micro(**kwargs)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     height, width = -(-size[0] // 16), -(-size[1] // 16)
     with torch.no_grad():
-        image, _ = model.embed(x)
-        image = base_layers(model)(image)
-        options = {key: kwargs[key] for key in ('shortcut', 'residual') if key in kwargs}
-        expected = model.norm(plain_semantic_tokens(model, image, height, width, **options))
+        image = base_layers(model)(model.embed(x).image)
+        expected = model.norm(plain_semantic_tokens(model, image, height, width))
         found = model.forward_features(x)
     assert found.shape == (2, 10 if 'num_semantic' in kwargs else 16, 128)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
-
-
-def test_options_matter():
-    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
-    options = [{}, dict(shortcut=False), dict(residual='pooled'), dict(num_semantic=5), dict(fc_norm=True)]
-    state, outputs = micro().state_dict(), []
-    for kwargs in options:
-        model = timm.create_model(MICRO, dtype=torch.float64, **kwargs).eval()
-        renamed = {key.replace('norm.', 'fc_norm.') if kwargs.get('fc_norm') and key.startswith('norm.') else key: value
-                   for key, value in state.items()}
-        if 'num_semantic' in kwargs:
-            renamed['blocks.3.centres'] = torch.zeros(1, 25, 128, dtype=torch.float64)
-        model.load_state_dict(renamed)
-        with torch.no_grad():
-            outputs.append(model(x))
-    for i in range(len(options)):
-        for j in range(i):
-            assert not torch.allclose(outputs[i], outputs[j], rtol=1e-3), (options[i], options[j])
 
 
 def test_order_of_the_context_does_not_matter():
     block = generation_layers(micro())[1]
     image, tokens = torch.randn(2, 30, 128, dtype=torch.float64), torch.randn(2, 16, 128, dtype=torch.float64)
     with torch.no_grad():
-        y, _ = block(image, tokens, None, (5, 6))
-        z, _ = block(image[:, torch.randperm(30)], tokens, None, (5, 6))
+        y = block(image, tokens, (5, 6))
+        z = block(image[:, torch.randperm(30)], tokens, (5, 6))
     torch.testing.assert_close(z, y, rtol=1e-12, atol=1e-12)
 
 
@@ -459,7 +438,6 @@ def test_a_classifier_s_file_starts_a_dense_model_and_the_reverse():
     (dict(num_heads=3), r'num_heads=3'),
     (dict(mlp_ratio=0), r'mlp_ratio=0'),
     (dict(img_size=8), r'img_size=8'),
-    (dict(residual='none'), r"residual='none': expected 'centres' or 'pooled'"),
     (dict(global_pool='catavgmax'), r"global_pool='catavgmax': expected"),
     (dict(global_pool='token'), r"global_pool='token': expected"),
     (dict(proj_drop_rate=1.), r'proj_drop_rate=1.0'),
@@ -470,7 +448,7 @@ def test_numbers_that_do_not_fit_are_refused(kwargs, message):
 
 
 @pytest.mark.parametrize('kwargs', [
-    dict(num_semantic=(3, 7)), dict(num_generation=3), dict(init_values=1e-4, recover=True), dict(shortcut=False, residual='pooled'),
+    dict(num_semantic=(3, 7)), dict(num_generation=3), dict(init_values=1e-4, recover=True),
     dict(img_size=(128, 96), patch_size=8, qkv_bias=False, attn_drop_rate=0.1, proj_drop_rate=0.1, pos_drop_rate=0.1),
 ], ids=str)
 def test_options_train_at_any_size(kwargs):
@@ -494,6 +472,14 @@ def test_pooling_of_the_tokens(global_pool, pool):
         assert model(x).shape == ((2, 16, 3) if global_pool == '' else (2, 3))
 
 
+def test_what_timm_notes_of_a_new_classifier_builds_the_model_again():
+    """timm's `save_for_hf` writes it down, and `create_model` takes it from there."""
+    model = timm.create_model(MICRO, num_semantic=5)
+    model.reset_classifier(7, 'max')
+    again = timm.create_model(MICRO, num_classes=7, global_pool='max', **getattr(model, '_model_args', {}))
+    again.load_state_dict(model.state_dict())
+
+
 def test_position_table_is_timm_s():
     model = timm.create_model(MICRO).eval()
     plain = VisionTransformer(class_token=False, global_pool='avg', dynamic_img_size=True, dynamic_img_pad=True, **SMALL_DEIT).eval()
@@ -501,7 +487,7 @@ def test_position_table_is_timm_s():
     for size in [(224, 224), (448, 112), (100, 130), (1, 1)]:
         x = torch.randn(1, 3, *size)
         with torch.no_grad():
-            torch.testing.assert_close(model.embed(x)[0], plain._pos_embed(plain.patch_embed(x)))
+            torch.testing.assert_close(model.embed(x).image, plain._pos_embed(plain.patch_embed(x)))
 
 
 def test_table_may_be_resampled_once():

@@ -1,5 +1,8 @@
 """Checks of what a user can get wrong with any model: the image and the options that all have."""
+from collections.abc import Sequence
+
 import torch
+from timm.layers import to_2tuple
 from timm.models import register_notrace_function
 
 
@@ -25,6 +28,34 @@ def check_options(in_chans: int = 3, num_classes: int = 0, global_pool: str = ''
         raise ValueError(f'num_classes={num_classes}: expected the number of classes, or 0 for pooled features.')
     if global_pool.removeprefix('fast') not in ('', 'avg', 'max', 'avgmax', 'catavgmax'):
         raise ValueError(f"global_pool={global_pool!r}: expected 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.")
-    for name, rate in dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate).items():
+    check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+
+
+def check_rates(**rates: float) -> None:
+    """Raise ValueError unless each is a share from 0 to below 1."""
+    for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(f'{name}={rate}: expected a rate from 0 to below 1.')
+
+
+def check_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """The pair (rows, columns) that is meant by a positive number for both, or by a pair. Raises ValueError on anything else."""
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else to_2tuple(value)
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
+        raise ValueError(f'{name}={value!r}: expected a positive number or pair (rows, columns).')
+    return pair
+
+
+def check_choice(name: str, value: str | None, *choices: str | None) -> None:
+    """Raise ValueError unless the value is one of these."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f'{name}={value!r}: expected {", ".join(others)} or {last}.')
+
+
+def check_token_pool(global_pool: str, num_classes: int = 0) -> None:
+    """Raise ValueError unless tokens can be pooled so, and on classes without pooling where their number is given."""
+    if global_pool not in ('', 'avg', 'max', 'avgmax'):
+        raise ValueError(f"global_pool={global_pool!r}: expected 'avg', 'max', 'avgmax', or '' for none.")
+    if num_classes and not global_pool:
+        raise ValueError(f"global_pool='' with num_classes={num_classes}: expected pooling in front of a classifier, such as 'avg'.")

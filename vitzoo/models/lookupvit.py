@@ -12,6 +12,7 @@ Shapes: B batch, H W image, h w map of patches, N = h * w lookup tokens, M compr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,36 +27,39 @@ from timm.layers import (
     PatchEmbed,
     calculate_drop_path_rates,
     global_pool_nlc,
-    to_2tuple,
     trunc_normal_,
 )
 from timm.models import generate_default_cfgs, register_model, register_notrace_function
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint, named_apply
+from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
-from ..layers import check_image, check_options, per_size
+from ..layers import check_choice, check_image, check_options, check_pair, check_token_pool, per_size
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
-from ._builder import PublishedWeights, build_model
+from ._builder import build_model
+from ._columnar import Columnar, quarters
 
 __all__ = ['LookupViT']
 
 Size = tuple[int, int]
 
 
-@per_size
-def resize_matrix(length: int, new_length: int, kernel: str = 'bilinear', antialias: bool = True) -> np.ndarray:
-    """Resampling of one axis as a constant float64 matrix (new_length, length), as `F.interpolate` does it along each axis.
+class Tokens(NamedTuple):
+    """What goes from block to block: C (B, M, D), L (B, N, D), and the size (h, w) of the map that L is."""
+    compressed: torch.Tensor
+    lookup: torch.Tensor
+    size: Size
 
-    kernel: 'bilinear', or 'bicubic' (only with antialias).
+
+@per_size
+def resize_matrix(length: int, new_length: int, kernel: str = 'bilinear') -> np.ndarray:
+    """Resampling of one axis as a constant float64 matrix (new_length, length), as `F.interpolate` does it along each axis, antialiased.
+
+    kernel: 'bilinear' or 'bicubic'.
     """
     scale = length / new_length
     centre = (np.arange(new_length)[:, None] + 0.5) * scale - 0.5
-    if antialias:
-        x = np.abs(np.arange(length) - centre) / max(scale, 1.)
-    else:
-        x = np.abs(np.arange(length) - np.clip(centre, 0, length - 1))
+    x = np.abs(np.arange(length) - centre) / max(scale, 1.)
     if kernel == 'bicubic':
         near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
         weights = np.where(x < 1, near, np.where(x < 2, far, 0.))
@@ -64,12 +68,12 @@ def resize_matrix(length: int, new_length: int, kernel: str = 'bilinear', antial
     return weights / weights.sum(1, keepdims=True)
 
 
-def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bilinear', antialias: bool = True) -> torch.Tensor:
+def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bilinear') -> torch.Tensor:
     """Resample the map (B, h * w, D) of one size to another: two matrix products, so that no runtime needs to know how."""
     if size == new_size:
         return x
     B, _, D = x.shape
-    rows, cols = (resize_matrix(int(n), int(m), kernel, antialias).to(x) for n, m in zip(size, new_size, strict=True))
+    rows, cols = (resize_matrix(int(n), int(m), kernel).to(x) for n, m in zip(size, new_size, strict=True))
     (h, w), (m, n) = size, new_size
     x = torch.matmul(rows, x.reshape(B, h, w * D))
     x = torch.matmul(cols, x.reshape(B * m, w, D))
@@ -99,7 +103,6 @@ def make_tokens(
         grid_size: Size,
         table_size: Size,
         size: Size,
-        antialias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Patch features (B, D, h, w) -> compressed tokens (B, M, D), lookup tokens (B, N, D), each with its own positions.
 
@@ -108,7 +111,7 @@ def make_tokens(
     h, w = (int(n) for n in features.shape[2:])
     features = features.flatten(2).transpose(1, 2).contiguous()
     lookup = features + resize_table(pos_embed, grid_size, (h, w), 'bicubic')
-    compressed = resize_tokens(features, (h, w), size, 'bilinear', antialias)
+    compressed = resize_tokens(features, (h, w), size)
     return compressed + resize_table(pos_compressed, table_size, size, 'bilinear'), lookup
 
 
@@ -130,7 +133,7 @@ class Gather(nn.Module):
     Returns what C gains, (B, M, D), and the attention map (B, heads, M, N), whose rows sum to 1.
     """
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, qk_norm: bool, pre_norm: bool, out_proj: bool, device=None, dtype=None):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, pre_norm: bool, device=None, dtype=None):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
@@ -142,9 +145,9 @@ class Gather(nn.Module):
         self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.k = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
-        self.q_norm = LayerNorm(dim, **dd) if qk_norm else nn.Identity()
-        self.k_norm = LayerNorm(dim, **dd) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, **dd) if out_proj else nn.Identity()
+        self.q_norm = LayerNorm(dim, **dd)
+        self.k_norm = LayerNorm(dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, compressed: torch.Tensor, lookup: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (B, M, D), N = compressed.shape, lookup.shape[1]
@@ -160,23 +163,20 @@ class Gather(nn.Module):
         return self.proj(gathered), attention.view(B, self.num_heads, M, N)
 
     def _gather_then_project(self, attention: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
-        """A (L Wv) as (A L) Wv: the value projection acts on M tokens a head instead of all N; (B, M, D)."""
+        """A (L Wv) as (A L) Wv: the value projection, without its bias, acts on M tokens a head instead of all N; (B, M, D)."""
         B, D = lookup.shape[0], lookup.shape[2]
         x = torch.bmm(attention, lookup).view(B, self.num_heads, -1, D).transpose(0, 1).contiguous().view(self.num_heads, -1, D)
         x = torch.bmm(x, self.v.weight.view(self.num_heads, -1, D).transpose(1, 2))  # (heads, B * M, d)
-        if self.v.bias is not None:  # rows of the attention sum to 1
-            x = x + self.v.bias.view(self.num_heads, 1, -1)
         return x.view(self.num_heads, B, -1, x.shape[-1]).permute(1, 2, 0, 3).contiguous().view(B, -1, D)
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Fold the scale and the bias of the values into their neighbours, and multiply in the cheaper order (inference only)."""
         if self.scale != 1:
-            source = self.q_norm if isinstance(self.q_norm, LayerNorm) else self.q
-            for parameter in source.parameters():
+            for parameter in self.q_norm.parameters():
                 parameter *= self.scale
             self.scale = 1
-        if isinstance(self.proj, nn.Linear) and self.v.bias is not None:  # rows of the attention sum to 1
+        if self.v.bias is not None:  # rows of the attention sum to 1
             self.proj.bias += self.proj.weight @ self.v.bias
             self.v.bias = None
         self.reorder = True
@@ -189,21 +189,20 @@ class Infuse(nn.Module):
     The map is transposed and not normalised again: its columns sum to M / N on average, so that the update is small by construction.
     """
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, qk_norm: bool, pre_norm: bool, out_proj: bool, device=None, dtype=None):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, pre_norm: bool, device=None, dtype=None):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
         self.reorder = False
         self.norm = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
-        self.v_norm = LayerNorm(dim, **dd) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, **dd) if out_proj else nn.Identity()
+        self.v_norm = LayerNorm(dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, compressed: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         (B, M, D), N = compressed.shape, attention.shape[3]
         v = self.v_norm(self.v(self.norm(compressed)))
-        has_proj = isinstance(self.proj, nn.Linear)
-        if self.reorder and has_proj and self.num_heads * N * M + M * D < N * D + N * M:
+        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M:
             return self._project_then_spread(v, attention.view(B, self.num_heads * M, N))
         spread = torch.bmm(attention.view(-1, M, N).transpose(1, 2), split_heads(v, self.num_heads))
         return self.proj(merge_heads(spread, self.num_heads))
@@ -237,11 +236,11 @@ class Block(nn.Module):
     Without `writes` the block ends after its second step and L passes unchanged.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, lookup_mlp_ratio: float, qkv_bias: bool, qk_norm: bool, pre_norm: bool,
-                 out_proj: bool, drop_path: float, writes: bool, device=None, dtype=None):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, lookup_mlp_ratio: float, qkv_bias: bool, pre_norm: bool,
+                 drop_path: float, writes: bool, device=None, dtype=None):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        cross = dict(dim=dim, num_heads=num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, pre_norm=pre_norm, out_proj=out_proj, **dd)
+        cross = dict(dim=dim, num_heads=num_heads, qkv_bias=qkv_bias, pre_norm=pre_norm, **dd)
         self.writes = writes
         self.gather = Gather(**cross)
         self.refine = RefineBlock(dim, num_heads, mlp_ratio, qkv_bias, drop_path=drop_path, **dd)
@@ -302,7 +301,7 @@ VIT = FromViT(
 )
 
 
-class LookupViT(PublishedWeights, nn.Module):
+class LookupViT(Columnar, nn.Module):
     """LookupViT (https://arxiv.org/abs/2407.12753), built from the paper's description.
 
     Takes images of any height and width from 1x1 on; lookup tokens are a map of ceil(H / 16) x ceil(W / 16). With F the patch features,
@@ -321,13 +320,13 @@ class LookupViT(PublishedWeights, nn.Module):
     - Read in the paper's abstract: two token sets and their exchange; the number of compressed tokens is free at inference.
     - Read in summaries of the paper: the four steps of a block; the non-learned resize; that A is used again as it is, transposed;
       several resolutions in training.
-    - Two or three third-party re-implementations agree: LN after the projections of Q and K and none on V, LN on V' (`qk_norm`); separate
-      position tables; MLP ratios 4 and 1/2; sizes 3, 5, 7 and 10.
+    - Two or three third-party re-implementations agree: LN after the projections of Q and K and none on V, LN on V'; separate position
+      tables; MLP ratios 4 and 1/2; sizes 3, 5, 7 and 10.
     - From memory of the paper, not read again: bilinear resize of F before positions are added; own V' and O2 of the infusion; one
       classifier for each token set on its mean, logits averaged, no class token.
-    - Open, our choice: output projections O1 and O2 (`out_proj`), no norm in front of the exchange (`pre_norm`), antialiasing
-      (`antialias`), one `pos_compressed` table for all sizes, plain patch embedding (`stem`), the exact GELU, LN after pooling, sizes
-      drawn with equal probability.
+    - Open, our choice: output projections O1 and O2, no norm in front of the exchange (`pre_norm`), an antialiased resize of F, one
+      `pos_compressed` table for all sizes, plain patch embedding (`stem`), the exact GELU, LN after pooling, sizes drawn with equal
+      probability.
     - Ours: other image sizes (`pos_embed` is resampled, bicubic), and using the lookup tokens as feature maps.
 
     Args:
@@ -338,15 +337,11 @@ class LookupViT(PublishedWeights, nn.Module):
         train_sizes: compressed sizes to draw from at every training step, such as (3, 5, 7, 10); None for `compressed_size` alone. In eval
             mode `compressed_size` counts. See `draw_compressed_size`.
         mlp_ratio, lookup_mlp_ratio: hidden width of the MLPs of compressed and lookup tokens, as a share of embed_dim.
-        qk_norm: norms on Q, K and V' after their projections.
-        pre_norm: norms on C and L in front of these projections.
-        out_proj: output projections O1 and O2.
-        antialias: of the resize of F.
+        pre_norm: norms on C and L in front of the projections to Q, K, V and V' as well.
         pos_std: standard deviation that the positions start with. ViT's 0.02 is little beside features of about 1; short training from
             scratch wants more.
         head: 'both'; or 'compressed' for a classifier on the compressed tokens alone, which has neither infusion nor lookup MLP in the last
             block (nor feature maps of it).
-        zero_init: start with infusion and lookup MLPs that add nothing. For a start from a ViT's weights.
         global_pool: of each token set, 'avg', 'max', 'avgmax', or '' for none (without classes).
 
     Raises:
@@ -370,13 +365,9 @@ class LookupViT(PublishedWeights, nn.Module):
             mlp_ratio: float = 4.,
             lookup_mlp_ratio: float = 0.5,
             qkv_bias: bool = True,
-            qk_norm: bool = True,
             pre_norm: bool = False,
-            out_proj: bool = True,
-            antialias: bool = True,
             pos_std: float = 0.02,
             head: str = 'both',
-            zero_init: bool = False,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
             device=None,
@@ -385,8 +376,9 @@ class LookupViT(PublishedWeights, nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         check_options(in_chans, num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        _check_pool(global_pool, num_classes)
-        img_size, patch_size = _size('img_size', img_size), _size('patch_size', patch_size)
+        check_token_pool(global_pool, num_classes)
+        check_choice('head', head, 'both', 'compressed')
+        img_size, patch_size = check_pair('img_size', img_size), check_pair('patch_size', patch_size)
         if min(embed_dim, num_heads) < 1 or embed_dim % num_heads:
             raise ValueError(f'embed_dim={embed_dim}, num_heads={num_heads}: expected channels that divide into the heads.')
         if depth < 1:
@@ -398,23 +390,18 @@ class LookupViT(PublishedWeights, nn.Module):
             raise ValueError(f"stem={stem!r}, patch_size={patch_size}: expected 'patch', or 'conv' with a power of two from 2 on.")
         if not 0 <= pos_std < math.inf:
             raise ValueError(f'pos_std={pos_std}: expected a deviation from 0 on.')
-        if head not in ('both', 'compressed'):
-            raise ValueError(f"head={head!r}: expected 'both' or 'compressed'.")
+        if train_sizes is not None and not (isinstance(train_sizes, Sequence) and train_sizes):
+            raise ValueError(f'train_sizes={train_sizes!r}: expected compressed sizes to draw from, or None.')
 
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
         self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
         self.two_heads = head == 'both'
-        self.antialias = antialias
         self.grad_checkpointing = False
         self.separate_logits = False
         self.set_compressed_size(compressed_size)
-        self.train_sizes = None
-        if train_sizes is not None:
-            if not isinstance(train_sizes, Sequence) or not train_sizes:
-                raise ValueError(f'train_sizes={train_sizes!r}: expected compressed sizes to draw from, or None.')
-            self.train_sizes = tuple(_size('train_sizes', size) for size in train_sizes)
+        self.train_sizes = train_sizes and tuple(check_pair('train_sizes', size) for size in train_sizes)
         self.drawn_size = None
         self.grid_size = tuple(-(-n // p) for n, p in zip(img_size, patch_size, strict=True))
         self.table_size = tuple(max(n) for n in zip(self.compressed_size, *(self.train_sizes or ()), strict=True))
@@ -427,16 +414,16 @@ class LookupViT(PublishedWeights, nn.Module):
         if stem == 'conv':
             self.patch_embed.proj = conv_stem(in_chans, embed_dim, patch_size[0], **dd)
         self.blocks = nn.Sequential(*(
-            Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, qk_norm, pre_norm, out_proj, rate,
-                  writes=self.two_heads or i < depth - 1, **dd)
+            Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, pre_norm, rate, writes=self.two_heads or i < depth - 1, **dd)
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))))
         self.feature_info = [dict(num_chs=embed_dim, reduction=max(patch_size), module=f'blocks.{i}')
                              for i, block in enumerate(self.blocks) if block.writes]
+        self.norm = nn.Identity()  # the norms act on pooled tokens
         self.head_drop = nn.Dropout(drop_rate)
         self.build_head(**dd)
-        self._init_weights(pos_std, zero_init)
+        self._init_weights(pos_std)
 
-    def _init_weights(self, pos_std: float, zero_init: bool) -> None:
+    def _init_weights(self, pos_std: float) -> None:
         def init(module: nn.Module, name: str) -> None:
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=.02)
@@ -446,12 +433,6 @@ class LookupViT(PublishedWeights, nn.Module):
         named_apply(init, self)
         for table in self.pos_embed, self.pos_compressed:
             trunc_normal_(table, std=pos_std)
-        if zero_init:
-            for block in self.blocks:
-                if block.writes:
-                    last = next(m for m in (block.infuse.proj, block.infuse.v_norm, block.infuse.v) if not isinstance(m, nn.Identity))
-                    for parameter in (*last.parameters(), *block.mlp.fc2.parameters()):
-                        nn.init.zeros_(parameter)
 
     def build_head(self, device=None, dtype=None) -> None:
         """A norm and a classifier for each token set that is classified; a norm only where there is something to pool."""
@@ -478,7 +459,7 @@ class LookupViT(PublishedWeights, nn.Module):
 
         Raises ValueError unless both are positive.
         """
-        self.compressed_size = _size('compressed_size', size)
+        self.compressed_size = check_pair('compressed_size', size)
 
     def draw_compressed_size(self) -> Size:
         """Draw one of `train_sizes`, which the following training steps use; follows `torch.manual_seed`.
@@ -533,87 +514,43 @@ class LookupViT(PublishedWeights, nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes)
         global_pool = self.global_pool if global_pool is None else global_pool
-        _check_pool(global_pool, num_classes)
+        check_token_pool(global_pool, num_classes)
         self.num_classes = num_classes
         self.global_pool = global_pool
         like = self.pos_embed
         self.build_head(like.device, like.dtype)
 
-    def embed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, C, H, W) -> compressed tokens (B, M, D), lookup tokens (B, N, D)."""
+    def embed(self, x: torch.Tensor) -> Tokens:
+        """Images (B, C, H, W) -> compressed tokens (B, M, D) and lookup tokens (B, N, D). Raises ValueError as `check_image` does."""
         check_image(x, self.in_chans)
         features = self.patch_embed(pad_to_patches(x, self.patch_embed.patch_size))
-        return make_tokens(
-            features, self.pos_embed, self.pos_compressed, self.grid_size, self.table_size, self._current_size(), self.antialias)
+        compressed, lookup = make_tokens(
+            features, self.pos_embed, self.pos_compressed, self.grid_size, self.table_size, self._current_size())
+        return Tokens(compressed, lookup, features.shape[2:])
 
-    def forward_block(self, block: nn.Module, compressed: torch.Tensor, lookup: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint(block, compressed, lookup)
-        return block(compressed, lookup)
+    def forward_block(self, block: nn.Module, state: Tokens) -> Tokens:
+        compressed, lookup = self.run(block, state.compressed, state.lookup)
+        return Tokens(compressed, lookup, state.size)
 
-    def join(self, compressed: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
-        """The tokens that the head looks at, (B, M + N, D), compressed ones first; with head='compressed' those alone, (B, M, D)."""
-        return torch.cat([compressed, lookup], dim=1) if self.two_heads else compressed
+    def to_map(self, state: Tokens) -> torch.Tensor:
+        """The lookup tokens, (B, N, D)."""
+        return state.lookup
 
-    def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            return_prefix_tokens: bool = False,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Lookup tokens after the blocks as maps (B, D, ceil(H / 16), ceil(W / 16)).
+    def to_tokens(self, state: Tokens) -> torch.Tensor:
+        """(B, M + N, D), compressed tokens first; with head='compressed' those alone, (B, M, D)."""
+        return torch.cat([state.compressed, state.lookup], dim=1) if self.two_heads else state.compressed
 
-        Args:
-            x: images (B, C, H, W).
-            indices: the last n blocks that have maps if int, all of them if None, else these blocks.
-            return_prefix_tokens: pairs of map and compressed tokens (B, M, D) instead of maps.
-            norm: accepted for timm's sake: the final norms act on pooled tokens.
-            stop_early: stop after the last block asked for.
-            output_fmt: 'NCHW', 'NHWC', or 'NLC' for tokens (B, N, D).
-            intermediates_only: return the maps alone, else (final tokens as of `forward_features`, maps).
-
-        Raises:
-            ValueError: another format, or an image that `check_image` refuses.
-        """
-        if output_fmt not in ('NCHW', 'NHWC', 'NLC'):
-            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW', 'NHWC' or 'NLC'.")
-        take_indices, max_index = feature_take_indices(sum(block.writes for block in self.blocks), indices)
-        compressed, lookup = self.embed(x)
-        size = [-(-n // p) for n, p in zip(x.shape[2:], self.patch_embed.patch_size, strict=True)]
-        intermediates = []
-        for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
-            compressed, lookup = self.forward_block(block, compressed, lookup)
-            if i in take_indices:
-                y = lookup if output_fmt == 'NLC' else lookup.unflatten(1, size)
-                y = y.permute(0, 3, 1, 2).contiguous() if output_fmt == 'NCHW' else y
-                intermediates.append((y, compressed) if return_prefix_tokens else y)
-        if intermediates_only:
-            return intermediates
-        return self.join(compressed, lookup), intermediates
+    def to_prefix(self, state: Tokens) -> torch.Tensor:
+        """The compressed tokens, (B, M, D)."""
+        return state.compressed
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
-        """Drop what the given blocks do not need."""
-        take_indices, max_index = feature_take_indices(sum(block.writes for block in self.blocks), indices)
-        cut = max_index < len(self.blocks) - 1
-        self.blocks = self.blocks[:max_index + 1]
-        if cut or prune_norm or prune_head:
+        """Drop what the given blocks do not need; the norms go with the classifiers, and both with the blocks that they were made for."""
+        depth = len(self.blocks)
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_norm or len(self.blocks) < depth:
             self.reset_classifier(0, '')
         return take_indices
-
-    def forward_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, C, H, W) -> compressed tokens (B, M, D), lookup tokens (B, N, D) after the last block."""
-        compressed, lookup = self.embed(x)
-        for block in self.blocks:
-            compressed, lookup = self.forward_block(block, compressed, lookup)
-        return compressed, lookup
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> tokens (B, M + N, D), compressed ones first; with head='compressed' those alone, (B, M, D)."""
-        return self.join(*self.forward_tokens(x))
 
     def classify(self, compressed: torch.Tensor, lookup: torch.Tensor, pre_logits: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Pool, normalise and classify each token set; the mean of both logits, or of both normalised pools if `pre_logits`."""
@@ -651,22 +588,8 @@ class LookupViT(PublishedWeights, nn.Module):
         return self.classify(x[:, :num_compressed], x[:, num_compressed:], pre_logits)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        compressed, lookup = self.forward_tokens(x)
-        return self.classify(compressed, lookup) if self.global_pool else self.join(compressed, lookup)
-
-
-def _size(name: str, size: int | Size) -> Size:
-    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else to_2tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
-        raise ValueError(f'{name}={size!r}: expected a positive number or pair (rows, columns).')
-    return pair
-
-
-def _check_pool(global_pool: str, num_classes: int) -> None:
-    if global_pool not in ('', 'avg', 'max', 'avgmax'):
-        raise ValueError(f"global_pool={global_pool!r}: expected 'avg', 'max', 'avgmax', or '' for none.")
-    if num_classes and not global_pool:
-        raise ValueError(f"global_pool='' with num_classes={num_classes}: expected pooling in front of a classifier, such as 'avg'.")
+        state = self.forward_blocks(x)
+        return self.classify(state.compressed, state.lookup) if self.global_pool else self.to_tokens(state)
 
 
 def _cfg(**kwargs) -> dict:
@@ -702,8 +625,7 @@ VARIANTS = {
 def _create_lookupvit(variant: str, pretrained: bool, **kwargs) -> LookupViT:
     kwargs = {**VARIANTS[variant], **kwargs}
     maps = kwargs['depth'] - (kwargs.get('head') == 'compressed')  # whose last block has none
-    quarters = sorted({-(-maps * k // 4) - 1 for k in (1, 2, 3, 4)})
-    return build_model(LookupViT, variant, pretrained, feature_cfg=dict(out_indices=tuple(quarters), feature_cls='getter'), **kwargs)
+    return build_model(LookupViT, variant, pretrained, feature_cfg=dict(out_indices=quarters(maps), feature_cls='getter'), **kwargs)
 
 
 @register_model

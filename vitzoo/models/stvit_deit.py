@@ -12,7 +12,7 @@ C channels.
 """
 import math
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +21,22 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block, VisionTransformer
 
-from ..layers import check_image, check_options, per_size
+from ..layers import check_image, check_options, check_pair, check_rates, check_token_pool, per_size
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
-from ._builder import PublishedWeights, build_model
+from ._builder import build_model
+from ._columnar import Columnar, quarters
 
 __all__ = ['STViTDeiT']
+
+
+class Tokens(NamedTuple):
+    """What goes from block to block: image tokens (B, N, C), the size (h, w) of their map, and semantic tokens (B, M, C) or None yet."""
+    image: torch.Tensor
+    size: tuple[int, int]
+    semantic: torch.Tensor | None = None
 
 
 def window_edges(length: int, count: int) -> list[int]:
@@ -133,11 +139,8 @@ class CrossBlock(Block):
     def __init__(self, dim: int, num_heads: int, **kwargs):
         super().__init__(dim, num_heads, **{**kwargs, 'attn_layer': CrossAttention})
 
-    def gather(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        return self.ls1(self.attn(self.norm1(queries), self.norm1(context)))
-
     def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        x = queries + self.drop_path1(self.gather(queries, context))
+        x = queries + self.drop_path1(self.ls1(self.attn(self.norm1(queries), self.norm1(context))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -149,31 +152,23 @@ class Generation(CrossBlock):
     other as well; later ones do so without G.
     """
 
-    def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], place: int, shortcut: bool, residual: str,
-                 norm_layer: type[nn.Module], device=None, dtype=None, **kwargs):
+    def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], place: int, norm_layer: type[nn.Module], device=None, dtype=None,
+                 **kwargs):
         super().__init__(dim, num_heads, norm_layer=norm_layer, device=device, dtype=dtype, **kwargs)
-        self.shortcut = shortcut
-        self.residual = residual
         self.pool = SpatialPool(dim, grid, norm_layer, device, dtype) if place == 0 else None
         self.centres = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim, device=device, dtype=dtype)) if place == 1 else None
         if self.centres is not None:
             trunc_normal_(self.centres, std=.02)
 
-    def forward(self, image: torch.Tensor, tokens: torch.Tensor | None, pooled: torch.Tensor | None,
-                size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image tokens, semantic tokens and the pooled ones they started from -> semantic tokens, pooled tokens."""
+    def forward(self, image: torch.Tensor, tokens: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
+        """Image tokens and semantic tokens (None for the first layer) -> semantic tokens."""
         if self.pool is not None:
-            tokens = pooled = self.pool(image, size)
-            context = image
+            tokens, context = self.pool(image, size), image
         else:
             context = torch.cat([tokens, image], dim=1)
         if self.centres is not None:
             tokens = tokens + self.centres
-        gathered = self.gather(tokens, context)
-        if self.pool is None or self.shortcut:
-            start = pooled if self.centres is not None and self.residual == 'pooled' else tokens
-            gathered = start + self.drop_path1(gathered)
-        return gathered + self.drop_path2(self.ls2(self.mlp(self.norm2(gathered)))), pooled
+        return super().forward(tokens, context)
 
 
 @dataclass(frozen=True)
@@ -217,7 +212,7 @@ OWN_CLASSIFIER = WithoutRecover(marker=r'^blocks\.\d+\.centres$', rules=(), new=
 OWN_DENSE = Layout(marker=r'^recover\.', rules=((r'^recover\.', None),))
 
 
-class STViTDeiT(PublishedWeights, VisionTransformer):
+class STViTDeiT(Columnar, VisionTransformer):
     """DeiT with semantic tokens (https://arxiv.org/abs/2303.08685), reconstructed: its code was never released.
 
     Takes images of any height and width from 1x1 on; the map has ceil(H / 16) x ceil(W / 16) patches. With S the semantic tokens, X
@@ -233,13 +228,15 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
 
     - Confirmed by the published operations: 4 base, 2 generation and 6 semantic layers of DeiT, 16 tokens. They give the published
       1.91 G of the small size, and the ablations' figures for 3 and 4 generation layers and for 3 and 8 base layers.
-    - Second hand, from summaries of the paper: the two equations; G, a learned (16, C) tensor with normal initial values; no class
-      token, mean pooling; no position information on the semantic tokens (of four kinds that were tried none was better).
+    - Second hand, from summaries of the paper: the two equations (the released STViT-R has no "P +"); G, a learned (16, C) tensor with
+      normal initial values; no class token, mean pooling; no position information on the semantic tokens (of four kinds that were tried
+      none was better).
     - Said by the authors in their repository's issues: the pooling (issue 4: map padded by 1 to 16x16, cut into 4x4 windows; for each
       alone depthwise 3x3, LayerNorm, GELU, 1x1 to a score; -100 on padding; softmax; weighted mean), and that G matters here (issue 2).
     - Unknown, left out: the paper's inter-window offset of the pooled centres (equations 4 and 5).
-    - Unknown, our choice: the epsilon of the norms (1e-6 as in DeiT), the deviation 0.02 of G's initial values, that `norm1` serves
-      queries and context alike (as in the released STViT-R), and the constructor options marked "unknown".
+    - Unknown, our choice: that the second layer adds its attention to S1 + G (as the released STViT-R; one summary writes P), the final
+      norm before the mean (as in DeiT and STViT-R), the epsilon of the norms (1e-6 as in DeiT), the deviation 0.02 of G's initial values,
+      that `norm1` serves queries and context alike (as in STViT-R), and no layer scale (`init_values`).
     - Ours: everything at other sizes than 224. The grid of semantic tokens stays, its windows grow with the map (`window_edges`).
     - Ours: `recover`, and maps of the semantic layers in general.
 
@@ -247,11 +244,7 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
         img_size: the size that the position table is made for; it is resampled for others.
         depth, num_base, num_generation: layers in all, on the image tokens, and for the change to semantic tokens (from 2 on).
         num_semantic: semantic tokens along height and width, one number for both.
-        shortcut: "P +" in the first equation. Second hand. (The released STViT-R has none in this place.)
-        residual: what the second layer adds its attention to: 'centres', S1 + G as above and in the released STViT-R; or 'pooled', P, as
-            one summary writes. Unknown.
         init_values: layer scale in generation and semantic layers. Unknown; None (no scale) as in DeiT. (The released STViT-R has 1e-5.)
-        fc_norm: final norm after the mean instead of before it. Unknown; False as in DeiT and the released STViT-R.
         recover: add a block that makes maps of the semantic layers, X + MHA(X, S, S) and an MLP (the recover layer of STViT-R, one for
             all of them). Set when built with `features_only`. Without it a position has the token of its pooling window. The classifier
             does not use it.
@@ -278,10 +271,7 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
             num_semantic: int | tuple[int, int] = 4,
             mlp_ratio: float = 4.,
             qkv_bias: bool = True,
-            shortcut: bool = True,
-            residual: str = 'centres',
             init_values: float | None = None,
-            fc_norm: bool = False,
             recover: bool = False,
             drop_rate: float = 0.,
             pos_drop_rate: float = 0.,
@@ -292,35 +282,29 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
             dtype=None,
     ):
         check_options(in_chans, num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        _check_pool(global_pool)
+        check_rates(pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate)
+        check_token_pool(global_pool)
+        grid = check_pair('num_semantic', num_semantic)
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads or mlp_ratio <= 0:
             raise ValueError(f'embed_dim={embed_dim}, num_heads={num_heads}, mlp_ratio={mlp_ratio}: expected positive numbers, and '
                              'channels that divide into the heads.')
         if num_base < 1 or num_generation < 2 or depth < num_base + num_generation:
             raise ValueError(f'depth={depth}, num_base={num_base}, num_generation={num_generation}: expected at least 1 base and 2 '
                              'generation layers, and no more of both than layers in all.')
-        grid = to_2tuple(num_semantic)
-        if len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f'num_semantic={num_semantic}: expected a positive number or pair (rows, columns).')
         if patch_size < 1 or min(to_2tuple(img_size)) < patch_size:
             raise ValueError(f'img_size={img_size}, patch_size={patch_size}: expected at least one patch.')
-        for name, rate in dict(pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate).items():
-            if not 0 <= rate < 1:
-                raise ValueError(f'{name}={rate}: expected a rate from 0 to below 1.')
-        if residual not in ('centres', 'pooled'):
-            raise ValueError(f"residual={residual!r}: expected 'centres' or 'pooled'.")
 
         def make_block(depth: int, **kwargs) -> nn.Module:
             place = depth - num_base
             if place < 0:
                 return Block(depth=depth, **{**kwargs, 'init_values': None})
             if place < num_generation:
-                return Generation(grid=grid, place=place, shortcut=shortcut, residual=residual, depth=depth, **kwargs)
+                return Generation(grid=grid, place=place, depth=depth, **kwargs)
             return Block(depth=depth, **kwargs)
 
         super().__init__(
             img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, mlp_ratio, qkv_bias,
-            init_values=init_values, class_token=False, fc_norm=fc_norm, dynamic_img_size=True, dynamic_img_pad=True,
+            init_values=init_values, class_token=False, fc_norm=False, dynamic_img_size=True, dynamic_img_pad=True,
             drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate, block_fn=make_block, device=device, dtype=dtype)
         self.grid = grid
@@ -337,87 +321,42 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes)
-        _check_pool(global_pool or '')
-        super().reset_classifier(num_classes, global_pool)
+        check_token_pool(global_pool or '')
+        if global_pool is not None:  # set here, as timm would also note an option `fc_norm` for `save_for_hf`, which is none of ours
+            self.global_pool = global_pool
+        super().reset_classifier(num_classes)
 
-    def embed(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Images (B, C, H, W) -> image tokens (B, N, C) with their positions, size (h, w) of the map."""
+    def embed(self, x: torch.Tensor) -> Tokens:
+        """Images (B, C, H, W) -> image tokens (B, N, C) with their positions. Raises ValueError as `check_image` does."""
         check_image(x, self.in_chans)
         x = self.patch_embed(x)
         size = x.shape[1:3]
-        return self.pos_drop(x.flatten(1, 2) + position_table(self.pos_embed, size, self.patch_embed.grid_size)), size
+        return Tokens(self.pos_drop(x.flatten(1, 2) + position_table(self.pos_embed, size, self.patch_embed.grid_size)), size)
 
-    def forward_block(self, block: nn.Module, image: torch.Tensor, tokens: torch.Tensor | None, pooled: torch.Tensor | None,
-                      size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """One block on the image tokens, or on the semantic tokens once there are some; returns (image, tokens, pooled)."""
-        run = partial(checkpoint, block) if self.grad_checkpointing else block
+    def forward_block(self, block: nn.Module, state: Tokens) -> Tokens:
+        """One block on the image tokens, or on the semantic tokens once there are some."""
+        image, size, semantic = state
         if isinstance(block, Generation):
-            tokens, pooled = run(image, tokens, pooled, size)
-        elif tokens is None:
-            image = run(image)
-        else:
-            tokens = run(tokens)
-        return image, tokens, pooled
+            return Tokens(image, size, self.run(block, image, semantic, size))
+        if semantic is None:
+            return Tokens(self.run(block, image), size)
+        return Tokens(image, size, self.run(block, semantic))
 
-    def to_map(self, image: torch.Tensor, tokens: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
-        """The tokens on the grid of the image tokens, (B, N, C)."""
-        if tokens is None:
+    def to_map(self, state: Tokens) -> torch.Tensor:
+        """The image tokens after base layers, (B, N, C); after the others, the semantic tokens on that grid, as `recover` says."""
+        image, size, semantic = state
+        if semantic is None:
             return image
         if self.recover is not None:
-            return self.recover(image, tokens)
-        return tokens.index_select(1, window_of_position(*(int(n) for n in size), *self.grid).to(tokens.device))
+            return self.recover(image, semantic)
+        return semantic.index_select(1, window_of_position(*(int(n) for n in size), *self.grid).to(semantic.device))
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> semantic tokens (B, M, C) after the final norm."""
-        image, size = self.embed(x)
-        tokens = pooled = None
-        for block in self.blocks:
-            image, tokens, pooled = self.forward_block(block, image, tokens, pooled, size)
-        return self.norm(image if tokens is None else tokens)
+    def to_tokens(self, state: Tokens) -> torch.Tensor:
+        """The semantic tokens (B, M, C) after the final norm; the image tokens, where blocks end before there are any."""
+        return self.norm(state.image if state.semantic is None else state.semantic)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Maps (B, C, ceil(H / 16), ceil(W / 16)) after the blocks: the image tokens of base layers, those of the others as `recover` says.
-
-        Args:
-            x: images (B, C, H, W).
-            indices: the last n blocks if int, all if None, else these blocks.
-            norm: apply the final norm to the maps.
-            stop_early: stop after the last block asked for.
-            output_fmt: 'NCHW', 'NHWC', or 'NLC'.
-            intermediates_only: return the maps alone, else (final tokens, maps).
-
-        Raises:
-            ValueError: another format, or an image that `check_image` refuses.
-        """
-        if output_fmt not in ('NCHW', 'NHWC', 'NLC'):
-            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW', 'NHWC' or 'NLC'.")
-        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
-        image, size = self.embed(x)
-        tokens = pooled = None
-        intermediates = []
-        for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
-            image, tokens, pooled = self.forward_block(block, image, tokens, pooled, size)
-            if i in take_indices:
-                y = self.to_map(image, tokens, size)
-                intermediates.append(self.norm(y) if norm else y)
-        if output_fmt != 'NLC':
-            intermediates = [y.unflatten(1, size) for y in intermediates]
-        if output_fmt == 'NCHW':
-            intermediates = [y.permute(0, 3, 1, 2).contiguous() for y in intermediates]
-        if intermediates_only:
-            return intermediates
-        return self.norm(image if tokens is None else tokens), intermediates
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Drop what the given blocks do not need."""
@@ -430,11 +369,6 @@ class STViTDeiT(PublishedWeights, VisionTransformer):
             self, x: torch.Tensor, n: int | list[int] = 1, reshape: bool = False, norm: bool = False) -> list[torch.Tensor]:
         """Maps as `forward_intermediates` gives them, (B, C, h, w) if `reshape`, else (B, N, C)."""
         return self.forward_intermediates(x, n, norm=norm, output_fmt='NCHW' if reshape else 'NLC', intermediates_only=True)
-
-
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ('', 'avg', 'max', 'avgmax'):
-        raise ValueError(f"global_pool={global_pool!r}: expected 'avg', 'max', 'avgmax', or '' for none.")
 
 
 def _cfg(**kwargs) -> dict:
@@ -466,8 +400,8 @@ VARIANTS = {
 
 def _create_stvit_deit(variant: str, pretrained: bool, **kwargs) -> STViTDeiT:
     kwargs = {**VARIANTS[variant], **kwargs}
-    quarters = sorted({-(-kwargs['depth'] * k // 4) - 1 for k in (1, 2, 3, 4)})
-    return build_model(STViTDeiT, variant, pretrained, feature_cfg=dict(out_indices=tuple(quarters), feature_cls='getter'), **kwargs)
+    feature_cfg = dict(out_indices=quarters(kwargs['depth']), feature_cls='getter')
+    return build_model(STViTDeiT, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model
