@@ -92,7 +92,7 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     import torch
 
     from vitzoo import load_checkpoint, mm
-    from vitzoo.weights.files import read_file
+    from vitzoo.weights import read_file
 
     cfg = mm.setup(args.config)
     from mmengine.registry import MODELS, init_default_scope

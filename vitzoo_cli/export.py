@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, output: Output) -> int:
     import timm
 
-    from vitzoo import DenseBackbone, export_onnx
+    from vitzoo import DenseBackbone, export_onnx, load_checkpoint
 
     from . import models
     if bool(args.model) == bool(args.config):
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
             if number is not None and number != model.num_classes:
                 raise ValueError(f'{what} says {number} classes, the model has {model.num_classes}')
         if args.checkpoint:
-            models.load_weights(model, args.checkpoint)
+            load_checkpoint(model, args.checkpoint)
     trained = bool(args.checkpoint or args.pretrained)
     if not trained:
         output.note('vitzoo: no weights given: the file will hold random ones (--checkpoint FILE or --pretrained)')

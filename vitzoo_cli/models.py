@@ -66,18 +66,3 @@ def allow_runner_checkpoints(path: str) -> None:
     """Checkpoints of mmengine's Runner hold its logs beside the weights; the bridge knows how to read those safely."""
     if not str(path).endswith('.safetensors') and importlib.util.find_spec('mmengine'):
         import vitzoo.mm  # noqa: F401
-
-
-def load_weights(model, source: str, use_ema: bool = False) -> None:
-    """Load a local file into a model of ours (any published layout) or of timm's (its own names). Raises ValueError if it does not fit."""
-    from vitzoo import load_checkpoint
-    if hasattr(model, 'layouts'):
-        load_checkpoint(model, source, use_ema=use_ema)
-        return
-    from timm.models._helpers import clean_state_dict
-
-    from vitzoo.weights.files import read_checkpoint
-    try:
-        model.load_state_dict(clean_state_dict(read_checkpoint(source, use_ema)))
-    except RuntimeError as e:
-        raise ValueError(f'{source} does not fit {model.pretrained_cfg["architecture"]}: {e}') from e

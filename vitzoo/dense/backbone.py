@@ -8,13 +8,10 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, to_2tuple
 from timm.models._features import FeatureGetterNet
-from timm.models._helpers import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitzoo.weights.files import local_file, read_checkpoint
-from vitzoo.weights.layout import BESIDE_MODEL, convert, strip_prefixes
-from vitzoo.weights.load import LoadReport, load_checkpoint
+from vitzoo.weights import LoadReport, load_checkpoint
 
 from .pyramid import SimpleFeaturePyramid
 
@@ -105,10 +102,6 @@ class DenseBackbone(nn.Module):
         return _inner(self.body)
 
     @property
-    def _prefix(self) -> str:
-        return 'body.model.' if isinstance(self.body, FeatureGetterNet) else 'body.'
-
-    @property
     def _is_ours(self) -> bool:
         return type(self.model).__module__.startswith('vitzoo.')
 
@@ -117,31 +110,14 @@ class DenseBackbone(nn.Module):
 
         Raises ValueError, and changes nothing, if a weight is missing or has another shape.
         """
-        if self._is_ours:
-            return load_checkpoint(self, source)
-        name, state = ('The state dict', source) if isinstance(source, dict) else (str(source), read_checkpoint(source))
-        state, own = clean_state_dict(state), self.state_dict()
-        if not own.keys() <= state.keys():  # not our own file
-            state = {self._prefix + key: value for key, value in state.items()}
-        wrong = [key for key, value in own.items() if key.startswith('body.') and (key not in state or state[key].shape != value.shape)]
-        if wrong:
-            raise ValueError(f'{name} does not fit {self.model_name}: {len(wrong)} of {len(own)} entries are missing or differ in shape, '
-                             f'such as {wrong[0].removeprefix(self._prefix)}. Nothing was loaded.')
-        report = LoadReport(
-            loaded=[key for key in own if key in state],
-            dropped=[key for key in state if key not in own],
-            new=[key for key in own if key not in state])
-        self.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
-        return report
+        return load_checkpoint(self, source)
 
     def _load_output_norms(self) -> None:
-        """Those of a published dense file, of which timm's builder loads the model alone."""
+        """Load the whole of the weights again: of a published dense file timm's builder takes the model alone."""
         cfg = self.body.pretrained_cfg
         source = cfg.get('file') or (cfg.get('hf_hub_filename') and f'hf-hub:{cfg["hf_hub_id"]}/{cfg["hf_hub_filename"]}')
         if source:
-            state, own = strip_prefixes(read_checkpoint(local_file(source))), self.state_dict()
-            state = convert(state, self.model).state
-            self.load_state_dict({key: value for key, value in state.items() if BESIDE_MODEL.match(key) and key in own}, strict=False)
+            self.load(source)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] != self.in_chans or not x.is_floating_point():

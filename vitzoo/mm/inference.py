@@ -3,14 +3,15 @@ import os
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import load_checkpoint
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
 from vitzoo.registry import MODELS
+from vitzoo.weights import load_checkpoint
 
 from .classifier import Classifier
+from .safe_load import read_content
 
 __all__ = ['inference_classifier', 'init_classifier']
 
@@ -28,11 +29,12 @@ def init_classifier(config: str | os.PathLike | Config, checkpoint: str | os.Pat
     if not data:
         raise ValueError('the config has no test_dataloader.dataset, which says how images are prepared')
     model = MODELS.build(cfg.model)
+    content = read_content(checkpoint)
     try:
-        loaded = load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True)
-    except RuntimeError as e:
-        raise ValueError(f'{checkpoint} does not fit the config: {" ".join(str(e).split())[:300]}') from e
-    meta = loaded.get('meta', {}).get('dataset_meta') or {}
+        load_checkpoint(model.model, content)
+    except ValueError as e:
+        raise ValueError(f'{checkpoint} does not fit the config: {e}') from e
+    meta = (content.get('meta') or {}).get('dataset_meta') or {}
     model.dataset_meta = {'classes': meta.get('classes') or [str(i) for i in range(model.model.num_classes)]}
     model.transform = create_transform(**{key: value for key, value in data.items() if key not in ('type', 'root')})
     return model.to(device).eval()

@@ -1,28 +1,24 @@
 """What timm calls: `build_model` for the entry points, and the hook for local files."""
 import torch.nn as nn
-from timm.models import build_model_with_cfg, load_pretrained
+from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 
-from ..weights.files import StateDict, read_checkpoint
+from ..weights.files import StateDict
 from ..weights.layout import BESIDE_MODEL, Layout, convert, keep_counters, strip_prefixes
+from ..weights.load import load_checkpoint
 
 
 class PublishedWeights:
-    """Mixin of models whose class says how published files are laid out; the hook that timm calls for local files."""
+    """Mixin of models whose class says how published files are laid out; the hook that timm calls for files."""
     layouts: tuple[Layout, ...] = ()
 
     def load_pretrained(self, path: str) -> None:
-        cfg = {**self.pretrained_cfg, 'state_dict': read_checkpoint(path), 'custom_load': False, 'source': ''}
-        try:
-            load_pretrained(self, cfg, self.num_classes, self.in_chans, checkpoint_filter_fn)
-        except RuntimeError as e:
-            reasons = str(e).splitlines()[1:]
-            raise ValueError(f'{path} does not fit {cfg["architecture"]} ({len(reasons)} differences): {reasons[0].strip()[:160]}') from e
+        load_checkpoint(self, path, reset_head=self.num_classes != self.pretrained_cfg['num_classes'])
 
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
-    """Any published layout of the model's family to ours, in the form that timm's builder wants."""
-    conversion, own = convert(strip_prefixes(state), model), model.state_dict()
+    """Any layout of the model's family to ours, in the form that timm's builder wants where it reads by itself (`hf-hub:` names)."""
+    conversion, own = convert(strip_prefixes(state, model), model), model.state_dict()
     state = {name: value for name, value in conversion.state.items() if not BESIDE_MODEL.match(name)}
     return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
 
@@ -45,8 +41,11 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
             f'No program can download weights for {name}. {where}. With a local file: '
             f"timm.create_model('{variant}', pretrained=True, pretrained_cfg_overlay=dict(file='FILE')), "
             'or vitzoo.load_checkpoint(model, FILE).')
-    if cfg.file and not cfg.state_dict:
-        overlay['custom_load'] = True  # our reader: safe, and the weights rather than their average
+    if not cfg.state_dict:  # files through our one door
+        if cfg.file:
+            overlay['custom_load'] = True
+        elif cfg.hf_hub_id and cfg.hf_hub_filename:
+            overlay['custom_load'] = 'hf'
     return build_model_with_cfg(
         model_cls, variant, pretrained,
         pretrained_cfg_overlay=overlay,

@@ -345,7 +345,10 @@ _SWIN_LAYOUT = (
     (r'^downsample_layers\.(\d)\.1\.', r'stages.\1.downsample.conv.'),
 )
 PUBLISHED = Layout(
+    name='a BiFormer checkpoint: use biformer_tiny, biformer_small or biformer_base',
     marker=r'^stages\.\d\.\d+\.attn\.qkv\.qkv\.',
+    own_marker=r'^stem\.2\.norm\.',
+    suits=lambda model: not model.swin_layout and not model.nchw,
     rules=(
         (r'^downsample_layers\.0\.0\.', 'stem.0.conv.'),
         (r'^downsample_layers\.0\.1\.', 'stem.0.norm.'),
@@ -357,9 +360,19 @@ PUBLISHED = Layout(
         *_BLOCKS, *_HEAD,
     ),
 )
-STL = Layout(marker=r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.qkv\.', rules=(*_SWIN_LAYOUT, *_BLOCKS, *_HEAD))
-NCHW = Layout(marker=r'\.attn\.qkv_linear\.', rules=(*_SWIN_LAYOUT, *_BLOCKS, *_HEAD))  # has our names as well, and leaves them alone
-OURS = Layout(marker=r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.bias$', rules=())  # before any other family is recognised by its `wo`
+STL = Layout(
+    name='a BiFormer-STL checkpoint: use biformer_stl',
+    marker=r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.qkv\.',
+    own_marker=r'\.attn\.wo\.',
+    suits=lambda model: model.swin_layout and not model.nchw,
+    rules=(*_SWIN_LAYOUT, *_BLOCKS, *_HEAD),
+)
+NCHW = Layout(
+    name='a checkpoint of the later BiFormer-STL: use biformer_stl_nchw',
+    marker=r'\.attn\.qkv_linear\.',
+    suits=lambda model: model.nchw,
+    rules=(*_SWIN_LAYOUT, *_BLOCKS, *_HEAD),
+)
 
 
 class BiFormer(Hierarchical):
@@ -382,6 +395,7 @@ class BiFormer(Hierarchical):
     Raises:
         ValueError: on numbers that do not fit together, and without `auto_pad` on images that do not divide.
     """
+    layouts = (PUBLISHED, STL, NCHW)
     selects = True
     dense_norm = partial(LayerNorm2d, eps=1e-6)
     exportable_dynamic_size = 'its regions are laid out for one size'  # read by vitzoo.export
@@ -463,10 +477,6 @@ class BiFormer(Hierarchical):
                 trunc_normal_(module.weight, std=.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    @property
-    def layouts(self) -> tuple[Layout, ...]:
-        return (NCHW,) if self.nchw else (STL if self.swin_layout else PUBLISHED, OURS)
 
     @property
     def min_input_size(self) -> tuple[int, int]:

@@ -268,17 +268,21 @@ _BLOCKS = (
 )
 # dense backbones: no classifier, but norm0 to norm3, which belong to DenseBackbone (RetinaNet's have no norm0)
 DENSE = Layout(
+    name='a DaViT checkpoint: use vz_davit_tiny, vz_davit_small or vz_davit_base',
     marker=r'^main_blocks\.',
     absent=r'^(norms|head)\.',
     rules=_BLOCKS,
     new=r'^head\.norm\.',
 )
 CLASSIFIER = Layout(
+    name=DENSE.name,
     marker=r'^main_blocks\.',
+    own_marker=r'\.cpe1\.proj\.',
     rules=(*_BLOCKS, (r'^norms\.', 'head.norm.'), (r'^head\.(weight|bias)$', r'head.fc.\1')),
 )
 # the image tower of Florence-2, alone or in the whole model
 FLORENCE = Layout(
+    name='the image tower of Florence-2: use vz_davit_base_fl',
     marker=r'\.(window|channel)_attn\.fn\.',
     rules=(
         (r'^(?!(vision_tower\.)?(convs|blocks)\.)', None),
@@ -296,7 +300,6 @@ FLORENCE = Layout(
     ),
     new=r'^head\.',
 )
-TIMM = Layout(marker=r'\.cpe1\.proj\.', rules=())
 
 
 class DaViT(Hierarchical):
@@ -318,7 +321,7 @@ class DaViT(Hierarchical):
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = (DENSE, CLASSIFIER, FLORENCE, TIMM)
+    layouts = (DENSE, CLASSIFIER, FLORENCE)
     dense_norm = partial(LayerNorm2d, eps=1e-5)  # norm0 to norm3 of the published dense backbones, read by vitzoo.dense
 
     def __init__(

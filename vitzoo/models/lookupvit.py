@@ -292,12 +292,33 @@ def _positions(table: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 
 
 VIT = FromViT(
+    name="a plain ViT's checkpoint, such as timm's vit_* and deit_* have",
     marker=r'^blocks\.0\.attn\.qkv\.weight$',
+    absent=r'^blocks\.\d+\.centres$',  # STViT-DeiT's
     rules=(
         (r'^(cls_token|dist_token|reg_token|norm|fc_norm|head|head_dist)(\.|$)', None),
         (r'^(blocks\.\d+)\.(norm1|attn|norm2|mlp)\.', r'\1.refine.\2.'),
     ),
     new=r'^(fc_norm|head)(_lookup)?\.|^blocks\.\d+\.(gather\.(proj|q_norm|k_norm|norm|norm_lookup)|infuse|norm|mlp)\.',
+)
+
+
+@dataclass(frozen=True)
+class OfTwoHeads(Layout):
+    """Our own names with both heads, for a model that classifies the compressed tokens alone: its last block writes nothing back."""
+
+    def convert(self, state: StateDict, model: nn.Module) -> Conversion:
+        idle = '|'.join(str(i) for i, block in enumerate(model.blocks) if not block.writes)
+        rules = (r'^(fc_norm|head)_lookup\.', None), (rf'^blocks\.({idle})\.(infuse|norm|mlp)\.', None)
+        return Layout(self.name, self.marker, rules=rules).convert(state, model)
+
+
+TWO_HEADS = OfTwoHeads(
+    name='a LookupViT checkpoint: use lookupvit_tiny_patch16, lookupvit_small_patch16, lookupvit_base_patch16 or lookupvit_large_patch16',
+    marker=r'^head_lookup\.',
+    own_marker=r'^blocks\.\d+\.gather\.',
+    suits=lambda model: not model.two_heads,
+    ours=True,
 )
 
 
@@ -347,6 +368,7 @@ class LookupViT(Columnar, nn.Module):
     Raises:
         ValueError: on numbers that do not fit together.
     """
+    layouts = (VIT, TWO_HEADS)
     exportable_dynamic_size = 'its position tables are resampled for one size'  # read by vitzoo.export
 
     def __init__(
@@ -445,14 +467,6 @@ class LookupViT(Columnar, nn.Module):
             head = nn.Linear(self.num_features, self.num_classes, **dd) if self.num_classes else nn.Identity()
             self.add_module(f'fc_norm{suffix}', norm)
             self.add_module(f'head{suffix}', head.train(self.training))
-
-    @property
-    def layouts(self) -> tuple[Layout, ...]:
-        if self.two_heads:
-            return (VIT,)
-        ends = '|'.join(rf'^blocks\.{i}\.(infuse|norm|mlp)\.' for i, block in enumerate(self.blocks) if not block.writes)
-        rules = ((pattern, None) for pattern in (r'^(fc_norm|head)_lookup\.', ends) if pattern)
-        return VIT, Layout(marker=r'^head_lookup\.', rules=tuple(rules))
 
     def set_compressed_size(self, size: int | Size) -> None:
         """Use another number of compressed tokens from now on: rows and columns of their grid, one number for both.

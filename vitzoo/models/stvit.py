@@ -14,6 +14,7 @@ the order of the map, or, where whole windows cover it, window by window; semant
 """
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -538,10 +539,14 @@ RULES = (
     (r'\.layer_scale_(\d)$', r'.ls\1.gamma'),
     (r'^head\.', 'head.fc.'),
 )
-MARKER = r'^patch_embed\.proj\.0\.c\.weight$'
+CLASSIFIER = Layout(
+    name='a semantic-token checkpoint (STViT-R-Swin): use stvit_small or stvit_base',
+    marker=r'^layers\.2\.blocks\.1\.(layer_scale_1|attn\.kv\.weight)$|^patch_embed\.proj\.0\.c\.weight$',
+    own_marker=r'^stages\.0\.blocks\.0\.attn\.relative_position_bias_table$',
+    rules=RULES,
+)
 # detection files have norm0 to norm3, which belong to DenseBackbone, instead of the classifier's norm and head
-DENSE = Layout(MARKER, RULES, absent=r'^(norm|head)\.', new=r'^norm\.')
-CLASSIFIER = Layout(MARKER, RULES)
+DENSE = replace(CLASSIFIER, absent=r'^(norm|head)\.', new=r'^norm\.')
 
 
 @register_notrace_function

@@ -195,21 +195,29 @@ def _positions(table: torch.Tensor, grid_size: tuple[int, int]) -> tuple[torch.T
     return position_table(table[:, 1:], grid_size, (side, side)), ['pos_embed[:, 0]']
 
 
-@dataclass(frozen=True)
-class WithoutRecover(Layout):
-    """Our own classifier as the start of a model with a recover block."""
-
-    def matches(self, state: StateDict) -> bool:
-        return super().matches(state) and not any(name.startswith('recover.') for name in state)
-
-
 DEIT = FromDeiT(
+    name="a plain ViT's checkpoint, such as timm's vit_* and deit_* have",
     marker=r'^cls_token$',
+    ours=True,
     rules=((r'^cls_token$', None),),
     new=r'^blocks\.\d+\.(pool\.|centres$|ls\d\.)|^recover\.',
 )
-OWN_CLASSIFIER = WithoutRecover(marker=r'^blocks\.\d+\.centres$', rules=(), new=r'^recover\.')
-OWN_DENSE = Layout(marker=r'^recover\.', rules=((r'^recover\.', None),))
+# our own names without a recover block, for a model with one, and the reverse
+OWN_CLASSIFIER = Layout(
+    name='an STViT-DeiT checkpoint: use stvit_deit_tiny, stvit_deit_small or stvit_deit_base',
+    marker=r'^blocks\.\d+\.centres$',
+    absent=r'^recover\.',
+    suits=lambda model: model.recover is not None,
+    ours=True,
+    new=r'^recover\.',
+)
+OWN_DENSE = Layout(
+    name=OWN_CLASSIFIER.name,
+    marker=r'^recover\.',
+    suits=lambda model: model.recover is None,
+    ours=True,
+    rules=((r'^recover\.', None),),
+)
 
 
 class STViTDeiT(Columnar, VisionTransformer):
@@ -253,6 +261,7 @@ class STViTDeiT(Columnar, VisionTransformer):
     Raises:
         ValueError: on numbers that do not fit together.
     """
+    layouts = (DEIT, OWN_CLASSIFIER, OWN_DENSE)
     features_options = {'recover': True}
     exportable_dynamic_size = 'its windows are made for one size'  # read by vitzoo.export
 
@@ -314,10 +323,6 @@ class STViTDeiT(Columnar, VisionTransformer):
                 embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=type(self.blocks[0].norm1),
                 proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, device=device, dtype=dtype)
             self.recover.apply(self._init_weights)
-
-    @property
-    def layouts(self) -> tuple[Layout, ...]:
-        return DEIT, OWN_DENSE if self.recover is None else OWN_CLASSIFIER
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes)

@@ -249,7 +249,9 @@ def _split_heads(qkv: torch.Tensor, model: nn.Module, name: str) -> torch.Tensor
 
 # Published names -> ours, applied in turn to every name; None drops it.
 PUBLISHED = Layout(
-    marker=r'\.stoken_refine\.',
+    name='a super-token checkpoint: use svit_small, svit_base or svit_large',
+    marker=r'\.stoken_refine\.|\.attn\.unfold\.weights$',
+    own_marker=r'^stages\.\d\.blocks\.\d+\.attn\.attn\.qkv\.',
     rules=(
         (r'^patch_embed\.proj\.', 'stem.'),
         (r'^layers\.0\.downsample\.proj', 'layers.1.downsample'),

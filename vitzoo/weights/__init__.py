@@ -1,1 +1,6 @@
 """Weights: files (read safely), layouts (published names to ours, as data), and `load_checkpoint`, the one door into a model."""
+from .files import local_file, read_file
+from .layout import Conversion, Layout
+from .load import LoadReport, load_checkpoint, rename_published
+
+__all__ = ['Conversion', 'Layout', 'LoadReport', 'load_checkpoint', 'local_file', 'read_file', 'rename_published']

@@ -33,10 +33,24 @@ def read_file(path: str | os.PathLike) -> object:
         with torch.serialization.safe_globals(INERT_GLOBALS):
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        raise ValueError(f'{path} was refused: it holds more than weights, or is no checkpoint ({_first_line(e)}). '
-                         'Nothing in it was executed. Convert it in a place where it is trusted to a file of tensors alone.') from e
+        raise ValueError(_explain_refusal(path, e)) from e
     except Exception as e:  # whatever zip, pickle or header reading stumbles over in a damaged file
         raise ValueError(f'{path} could not be read, it may be truncated ({type(e).__name__}: {_first_line(e)}).') from e
+
+
+def _explain_refusal(path: str, e: Exception) -> str:
+    """What a refused file holds, and what can be done."""
+    try:
+        with torch.serialization.safe_globals(INERT_GLOBALS):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError):  # not in torch's zip format, or damaged
+        names = []
+    if any(name.startswith('mmengine.') for name in names):
+        advice = "import vitzoo.mm first: it admits the log that mmengine's Runner puts beside the weights."
+    else:
+        advice = 'Have its author save the state dict alone, or convert it in a place where it is trusted.'
+    reason = f'objects that are no weights, {", ".join(names)}' if names else f'more than weights, or is no checkpoint ({_first_line(e)})'
+    return f'{path} was refused: it holds {reason}. Nothing in it was executed. {advice}'
 
 
 def _first_line(e: Exception) -> str:

@@ -1,29 +1,18 @@
 """Published names and layouts of weights, as data, and their conversion into ours."""
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import timm
 import torch
 import torch.nn as nn
+from timm.models import model_entrypoint
 
 from .files import StateDict
 
 # What a DenseBackbone has beside its model: output norms, named as published dense backbones name theirs, and a columnar model's pyramid.
 BESIDE_MODEL = re.compile(r'^(norm\d|pyramid)\.')
-
-# Families whose names or files are easily confused: how to call them, and a pattern that some key of each published file has.
-KNOWN_LAYOUTS = (
-    ('a super-token checkpoint: use svit_small, svit_base or svit_large', r'\.stoken_refine\.|\.attn\.unfold\.weights$'),
-    ('a semantic-token checkpoint (STViT-R-Swin): use stvit_small or stvit_base',
-     r'^layers\.2\.blocks\.1\.(layer_scale_1|attn\.kv\.weight)$'),
-    ('a DaViT checkpoint: use vz_davit_tiny, vz_davit_small or vz_davit_base', r'^(main_blocks|stages)\.\d\.(\w+\.)*cpe(1|\.0)\.proj\.'),
-    ('the image tower of Florence-2: use vz_davit_base_fl', r'\.(window|channel)_attn\.fn\.'),
-    ('a BiFormer checkpoint: use biformer_tiny, biformer_small or biformer_base', r'^stages\.\d\.\d+\.attn\.qkv\.qkv\.'),
-    ('a BiFormer-STL checkpoint: use biformer_stl', r'^stages\.\d\.blocks\.\d+\.attn\.qkv\.qkv\.'),
-    ('a checkpoint of the later BiFormer-STL: use biformer_stl_nchw', r'\.attn\.qkv_linear\.'),
-    ('a BiFormer checkpoint: use biformer_tiny, biformer_small, biformer_base or biformer_stl', r'\.attn\.wo\.'),
-    ('a Swin checkpoint: use timm\'s swin_*', r'^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$'),
-)
 
 
 @dataclass
@@ -37,25 +26,37 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Layout:
-    """A published checkpoint layout as data.
+    """A checkpoint layout as data: published names, or our own for another form of the model.
 
-    marker: pattern that some key of the published layout has and none of ours.
+    name: what an error calls such a file when it is given to another model ('a DaViT checkpoint: use vz_davit_tiny, ...').
+    marker: pattern that some key of the layout has.
+    absent: pattern that none of its keys has, where layouts share a marker.
+    own_marker: pattern that some of our names of the same model has, which are called by the same name.
+    suits: (model of the class) -> whether the layout is of its form, where the class has several.
+    ours: its names are our own but for a few, by which the marker tells it (another form of the model, or a plain ViT to start from).
+        Files in our names are searched for such layouts alone.
     rules: (pattern, replacement) applied in turn to each name; a replacement of None drops the entry.
     values: (pattern of our name, function (tensor, model, our name) -> tensor), for values that are laid out differently.
     constants: (pattern of a published name, value) of entries that were never trained; they are dropped, and must have this value.
     new: pattern of our names that files of this layout do not have (another model's weights as a start); they keep their initial values.
-    absent: pattern that no key has, where layouts share a marker.
     """
+    name: str
     marker: str
-    rules: tuple[tuple[str, str | None], ...]
+    absent: str | None = None
+    own_marker: str | None = None
+    suits: Callable[[nn.Module], bool] = lambda model: True
+    ours: bool = False
+    rules: tuple[tuple[str, str | None], ...] = ()
     values: tuple[tuple[str, Callable[[torch.Tensor, nn.Module, str], torch.Tensor]], ...] = ()
     constants: tuple[tuple[str, torch.Tensor], ...] = ()
     new: str | None = None
-    absent: str | None = None
 
-    def matches(self, state: StateDict) -> bool:
-        found = any(re.search(self.marker, name) for name in state)
-        return found and not (self.absent and any(re.search(self.absent, name) for name in state))
+    def matches(self, names: Iterable[str]) -> bool:
+        return _some_match(self.marker, names) and not (self.absent and _some_match(self.absent, names))
+
+    def describes(self, names: Iterable[str]) -> bool:
+        """Whether `name` is right for a file with these names, published ones or ours."""
+        return self.matches(names) or bool(self.own_marker and _some_match(self.own_marker, names))
 
     def rename(self, name: str) -> str | None:
         for pattern, replacement in self.rules:
@@ -92,35 +93,69 @@ class Layout:
         return result
 
 
+# Files of others that are easily taken for one of ours.
+FOREIGN = (Layout("a Swin checkpoint: use timm's swin_*", marker=r'^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$'),)
+
+
+def _some_match(pattern: str, names: Iterable[str]) -> bool:
+    return any(re.search(pattern, name) for name in names)
+
+
+def known_layouts() -> list[Layout]:
+    """The layouts of all registered families, by which a file of one given to another is recognised, and those of others."""
+    modules = sorted({model_entrypoint(name).__module__ for name in timm.list_models()})
+    classes = [x for module in modules for x in vars(sys.modules[module]).values() if isinstance(x, type) and x.__module__ == module]
+    return [layout for cls in classes for layout in getattr(cls, 'layouts', ())] + list(FOREIGN)
+
+
+def has_own_names(names: Iterable[str], model: nn.Module) -> bool:
+    """Whether names are the model's own, a few apart: of all that it has, or of all that the file has (one may be a part of the other)."""
+    names, own = {name for name in names if not BESIDE_MODEL.match(name)}, model.state_dict().keys()
+    return len(names & own) >= 0.9 * min(len(names), len(own))
+
+
 def convert(state: StateDict, model: nn.Module) -> Conversion:
-    """A state dict in any layout published for the model's family to ours; our own passes unchanged.
+    """A state dict in any layout published for the model's family to ours; the model's own names, and timm's models, as they are.
 
     Raises ValueError on another family's file, and on one whose constants were changed.
     """
-    layout = next((layout for layout in model.layouts if layout.matches(state)), None)
-    if layout is not None:
-        return layout.convert(state, model)
-    for what, pattern in KNOWN_LAYOUTS:
-        if any(re.search(pattern, name) for name in state):
-            raise ValueError(f'This is {what}. {type(model).__name__} cannot load it.')
-    return Conversion(dict(state))
+    layouts, is_own = getattr(model, 'layouts', ()), has_own_names(state, model)
+    for layout in layouts:
+        if (layout.ours or not is_own) and layout.suits(model) and layout.matches(state):
+            return layout.convert(state, model)
+    conversion = _identity(state, model)
+    if not is_own and not has_own_names(conversion.state, model):
+        for layout in known_layouts():
+            if layout.describes(state) and not (layout in layouts and (layout.ours or layout.suits(model))):
+                raise ValueError(f'This is {layout.name}. {type(model).__name__} cannot load it.')
+    return conversion
 
 
-def inner_names(state: StateDict) -> tuple[dict[str, str], dict[str, str]]:
-    """Names without what data parallelism and wrappers put before them, each with its name in `state`.
+def _identity(state: StateDict, model: nn.Module) -> Conversion:
+    """Names stay, but for those of timm's feature lists, which call the children of `stages` stages_0, stages_1."""
+    own = model.state_dict()
+    flat = {name: name.replace('.', '_', 1) for name in state}
+    renamed = {name: new for name, new in flat.items() if name not in own and new in own}
+    return Conversion({renamed.get(name, name): value for name, value in state.items()}, renamed)
 
-    Returns (those of the model, of a whole detector those of its backbone alone; those of the detector's other parts).
+
+def inner_names(names: Iterable[str], model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+    """Names without what data parallelism, compilation and wrappers put before them, each with its name in the file.
+
+    Returns (those of `model`, of a whole detector those of its backbone alone; those of the detector's other parts).
     """
-    inside, others = {re.sub(r'^(module\.)+', '', name): name for name in state}, {}
+    inside, others = {re.sub(r'^((module|_orig_mod)\.)+', '', name): name for name in names}, {}
     if any(name.startswith('backbone.') for name in inside):
         others = {name: old for name, old in inside.items() if not name.startswith('backbone.')}
         inside = {name.removeprefix('backbone.'): old for name, old in inside.items() if name.startswith('backbone.')}
-    return {re.sub(r'^(body\.)?(model\.)?', '', name): old for name, old in inside.items()}, others
+    if not has_own_names(inside, model):  # timm has models with a `body`
+        inside = {re.sub(r'^(body\.)?(model\.)?', '', name): old for name, old in inside.items()}
+    return inside, others
 
 
-def strip_prefixes(state: StateDict) -> StateDict:
-    """The model in a state dict, of a whole detector its backbone, under names without prefixes."""
-    return {name: state[old] for name, old in inner_names(state)[0].items()}
+def strip_prefixes(state: StateDict, model: nn.Module) -> StateDict:
+    """The part for `model` of a state dict, of a whole detector its backbone, under names without prefixes."""
+    return {name: state[old] for name, old in inner_names(state, model)[0].items()}
 
 
 def keep_counters(state: StateDict, model: nn.Module) -> StateDict:
