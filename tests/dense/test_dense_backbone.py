@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import LayerNorm2d
 from torch import nn
 
 from vitzoo.dense import DenseBackbone
@@ -78,8 +79,9 @@ def test_layer_norm_is_over_channels():
 
 def test_published_output_norm_of_the_family_is_used(monkeypatch):
     from timm.models.resnet import ResNet
-    monkeypatch.setattr(ResNet, 'dense_norm', nn.InstanceNorm2d, raising=False)
-    assert isinstance(DenseBackbone('resnet10t', (2,)).norm2, nn.InstanceNorm2d)
+    monkeypatch.setattr(ResNet, 'dense_norm_eps', 1e-3, raising=False)
+    norm = DenseBackbone('resnet10t', (2,)).norm2
+    assert isinstance(norm, LayerNorm2d) and norm.eps == 1e-3
     assert isinstance(DenseBackbone('resnet10t', (2,), out_norm=False).norm2, nn.Identity)
 
 

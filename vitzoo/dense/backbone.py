@@ -1,6 +1,7 @@
 """`DenseBackbone`: one interface to the feature maps of every model, ours or timm's, hierarchical or columnar."""
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -26,8 +27,8 @@ class DenseBackbone(nn.Module):
         out_indices: ascending levels, 0 to 3 for strides 4, 8, 16, 32. Nothing behind the last one is built.
         pretrained: load the published weights of the tag, downloading them if needed.
         checkpoint_path: what `load` takes: a file in any published layout; instead of `pretrained`.
-        out_norm: True for the normalisation that the family's published dense code puts on its outputs (the model class names it in
-            `dense_norm`, a function of the channels; most have none), `'layer'` for a LayerNorm over the channels, False for none.
+        out_norm: True for the normalisation that the family's published dense code puts on its outputs (a LayerNorm over the
+            channels with the `dense_norm_eps` of the model class; most have none), `'layer'` for a LayerNorm on any, False for none.
         frozen_stages: 0 freezes the stem, k also the first k stages (quarters of a columnar model's blocks): no gradient, and eval mode
             whatever `train()` says. -1: nothing.
         norm_eval: keep every BatchNorm in eval mode, so that its running statistics stay as they are.
@@ -235,8 +236,8 @@ def _inner(body: nn.Module) -> nn.Module:
 def _output_norm(model: nn.Module, out_norm: bool | str) -> Callable[[int], nn.Module]:
     if out_norm == 'layer':
         return LayerNorm2d
-    published = getattr(model, 'dense_norm', None) if out_norm else None
-    return published or (lambda channels: nn.Identity())
+    eps = getattr(model, 'dense_norm_eps', None) if out_norm else None
+    return partial(LayerNorm2d, eps=eps) if eps else lambda channels: nn.Identity()
 
 
 def _enable_checkpointing(model_name: str, model: nn.Module) -> None:

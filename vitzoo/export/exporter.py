@@ -13,14 +13,13 @@ from pathlib import Path
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import SelectAdaptivePool2d
-from timm.utils import reparameterize_model
 from torch import nn
 
 from ..extras import require
 from ..facts import image_shape, model_name
 from ..profiling.latency import take_turns
 from . import verify
+from .deploy import deploy_form
 from .report import ExportReport
 from .simplify import settle_shapes
 from .verify import Case, ExportError
@@ -48,7 +47,7 @@ def export_onnx(
 ) -> ExportReport:
     """Write a model as ONNX, compare it with PyTorch in ONNX Runtime, and keep the file only if they agree.
 
-    The file holds a float32 copy in inference form (`fuse()` and the like done); the model itself is not changed. Its input is `image`
+    The file holds a float32 copy in the form that `deploy_form` gives it; the model itself is not changed. Its input is `image`
     (batch, C, H, W), normalised; the outputs are `logits` of a classifier, else `feat0`, `feat1`, ... Agreement means finite values
     within 1e-5 of an output's largest value, at batches 1 and 3 (with `dynamic_size` at three other sizes too, one of them odd), for four
     fixed images a size. A model that says it chooses (`model.selects`) may resolve a near tie the other way in one of the four: a
@@ -101,9 +100,9 @@ def export_onnx(
 
     with _temporary(path) as temporary, _steps(progress) as step:
         step('run in PyTorch')
-        # in float32 on the CPU whatever the caller has; `deploy` is folded, and compared with `plain`, which is not
+        # in float32 on the CPU whatever the caller has; the file is made of `deployed` and compared with `plain`
         plain = copy.deepcopy(model).requires_grad_(False).eval().float().cpu()
-        deploy = reparameterize_model(plain)
+        deployed = deploy_form(plain)
         batches = BATCHES if dynamic_batch else (1,) * len(verify.SEEDS)
         notes = []
         cases = [verify.make_cases(plain, size, batches)]
@@ -114,7 +113,7 @@ def export_onnx(
 
         step('export')
         with _quiet():
-            proto = _export(deploy, cases[0][0].images, names, opset, dynamic_batch, dynamic_size, objects)
+            proto = _export(deployed, cases[0][0].images, names, opset, dynamic_batch, dynamic_size, objects)
         _write(proto, metadata, temporary)
         found = _read_opset(temporary)
         if found != opset:
@@ -257,21 +256,12 @@ def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opse
             dynamic = {name: {0: first} for name in names} if objects or dynamic_batch else {}
             torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
             return onnx.load_from_string(buffer.getvalue())
-        _pool_by_mean(model)
         program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
         proto = program.model_proto
         settle_shapes(proto)
         return proto
     except Exception as e:  # the exporters raise whatever their stages raise
         raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {e}') from e
-
-
-def _pool_by_mean(model: nn.Module) -> None:
-    """Spell global average pooling as a mean: of a channels-last map the dynamo exporter makes a gather with computed indices."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
-                setattr(parent, name, SelectAdaptivePool2d(pool_type='fast'))
 
 
 def _write(proto, metadata: dict, path: Path) -> None:

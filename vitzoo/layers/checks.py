@@ -1,4 +1,4 @@
-"""Checks of what a user can get wrong with any model: the image and the options that all have."""
+"""Checks of what a user can get wrong with any model: the image, the options that all have, and the numbers of a pyramid."""
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +18,37 @@ def check_image(x: torch.Tensor, in_chans: int, min_size: tuple[int, int] = (1, 
         raise ValueError(f'Expected a floating-point image, got {x.dtype}. Scale and normalise it first (timm.data.create_transform).')
     if x.shape[2] < min_size[0] or x.shape[3] < min_size[1]:
         raise ValueError(f'Image of {x.shape[2]}x{x.shape[3]} is too small: the minimum is {min_size[0]}x{min_size[1]}.')
+
+
+def check_positive(**numbers: float) -> None:
+    """Raise ValueError on a number that is zero or negative."""
+    for name, value in numbers.items():
+        if value <= 0:
+            raise ValueError(f'{name}={value}: expected a positive number.')
+
+
+def check_stages(embed_dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int] | None = None, *, even: bool = False,
+                 **others: Sequence) -> None:
+    """Raise ValueError unless each argument has one value per stage, every stage has channels and blocks, and channels divide into heads.
+
+    even: the number of channels has to be even as well. others: whatever else has one value per stage, by name.
+    """
+    if not isinstance(embed_dims, (tuple, list)) or not embed_dims or min(embed_dims) < 1:
+        raise ValueError(f'embed_dims={embed_dims!r}: expected a positive number of channels per stage.')
+    per_stage = dict(depths=depths, num_heads=num_heads, **others)
+    if num_heads is None:
+        del per_stage['num_heads']
+    for name, values in per_stage.items():
+        if not isinstance(values, (tuple, list)) or len(values) != len(embed_dims):
+            raise ValueError(f'{name}={values!r}: expected one value per stage, {len(embed_dims)} as in embed_dims={tuple(embed_dims)}.')
+    if min(depths) < 1:
+        raise ValueError(f'depths={tuple(depths)}: expected at least 1 in every stage.')
+    if num_heads is None:
+        return
+    for dim, heads in zip(embed_dims, num_heads, strict=True):
+        if heads < 1 or dim % heads or even and dim % 2:
+            raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
+                             f'{dim} channels must {"be even and " if even else ""}divide into {heads} heads.')
 
 
 def check_options(in_chans: int = 3, num_classes: int = 0, global_pool: str = '', drop_rate: float = 0, drop_path_rate: float = 0) -> None:

@@ -1,7 +1,7 @@
 """The model families, one file each. Importing this package registers them with timm."""
-from . import biformer as biformer
-from . import davit as davit
-from . import lookupvit as lookupvit
-from . import stvit as stvit
-from . import stvit_deit as stvit_deit
-from . import svit as svit
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _file in iter_modules(__path__):
+    if not _file.name.startswith('_'):
+        import_module(f'{__name__}.{_file.name}')

@@ -1,4 +1,6 @@
 """What timm asks of a model, for all families made of a stem, stages and a head. The families' files hold the computation."""
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 from timm.layers import ClassifierHead
@@ -34,11 +36,36 @@ def _check_pool(num_classes: int, global_pool: str) -> None:
 class Hierarchical(PublishedWeights, nn.Module):
     """Base of the hierarchical families.
 
-    A family's constructor sets `in_chans`, `num_classes`, `global_pool`, `drop_rate`, `num_features`, `feature_info` (`module` is
-    'stages.i'), the modules `stem` (image (B, C, H, W) to map (B, H', W', C')), `stages` (a Sequential) and the one between the last stage
-    and the head, and ends with `build_head()`.
+    A family's constructor checks its numbers (`check_stages`), hands on to this one what all have, sets the modules `stem` (image
+    (B, C, H, W) to map (B, H', W', C')), `stages` (a Sequential) and the one between the last stage and the head, and ends with
+    `build_head()`.
+
+    Args:
+        in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
+        embed_dims: width of each stage; their strides are 4, 8, 16, ...
+        num_features: width of the classifier's input, that of the last stage by default.
+
+    Raises:
+        ValueError: on values that no model can mean.
     """
     final = 'norm'  # name of the module between the last stage and the head, (B, H, W, C) in and out
+
+    # facts that the rest of the package reads; a family states those that are otherwise
+    columnar = False  # maps of one stride
+    any_size = True  # padding is done inside
+    selects = False  # makes choices that a rounding difference can flip
+    dense_norm_eps: float | None = None  # of the LayerNorm that the published dense code puts on each map; None where it has none
+
+    def __init__(self, in_chans: int, num_classes: int, global_pool: str, drop_rate: float, drop_path_rate: float,
+                 embed_dims: Sequence[int], num_features: int | None = None):
+        super().__init__()
+        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.drop_rate = drop_rate
+        self.num_features = num_features or embed_dims[-1]
+        self.feature_info = [dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)]
 
     @property
     def min_input_size(self) -> tuple[int, int]:

@@ -14,11 +14,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options, per_size
+from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_positive, check_stages, fold_batch_norm, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -104,24 +103,36 @@ def masking_pays(M: int, P: int, topk: int, max_masked: int) -> bool:
     return topk == M or M * P <= 1024 and (M - topk) * P <= max_masked * topk
 
 
-def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1) -> torch.Tensor:
-    """x (B, H, W, C) plus what attention gave for its regions, (B * M, heads, P, d)."""
+def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1, fused: bool = True) -> torch.Tensor:
+    """x (B, H, W, C) plus what attention gave for its regions, (B * M, heads, P, d).
+
+    fused: the sum itself reads the regions in the order of the map, through a transpose of rank 7, at which ONNX Runtime is slow.
+    """
     B, H, W, C = x.shape
     heads, h, w = y.shape[1], H // rows, W // cols
-    if torch.compiler.is_exporting():  # ONNX Runtime is slow at transposes of high rank
+    if not fused:
         y = y.transpose(1, 2).flatten(2)
         return x + (y.unflatten(1, (H, W)) if rows == cols == 1 else to_map(y, rows, cols, h))
-    # the sum reads the regions in the order of the map, and takes the memory layout of its first operand
+    # the sum takes the memory layout of its first operand
     y = y.unflatten(2, (h, w)).unflatten(0, (-1, rows, cols)).permute(0, 1, 4, 2, 5, 3, 6)
     return (x.unflatten(3, (heads, -1)).unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).contiguous().view(B, H, W, C)
 
 
-def project(linear: nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Queries, keys and values: views of one product; in ONNX three products, since the views would be copies."""
-    if not torch.compiler.is_exporting():
-        return linear(x).chunk(3, dim=-1)
-    bias = (None,) * 3 if linear.bias is None else linear.bias.chunk(3)
-    return tuple(F.linear(x, *parameters) for parameters in zip(linear.weight.chunk(3), bias, strict=True))
+def project(layer: nn.Linear | nn.ModuleList, x: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values: views of one product, or a product each where `deploy` has split the layer."""
+    return [part(x) for part in layer] if isinstance(layer, nn.ModuleList) else layer(x).chunk(3, dim=-1)
+
+
+def split_linear(linear: nn.Linear, parts: int) -> nn.ModuleList:
+    """Layers for equal parts of the output of one."""
+    layers = nn.ModuleList()
+    biases = (None,) * parts if linear.bias is None else linear.bias.detach().chunk(parts)
+    for weight, bias in zip(linear.weight.detach().chunk(parts), biases, strict=True):
+        layer = nn.Linear(linear.in_features, len(weight), bias=False, device='meta')  # no memory, no random numbers
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        layers.append(layer)
+    return layers
 
 
 class Router(nn.Module):
@@ -149,8 +160,22 @@ class Lepe(nn.Conv2d):
         return super().forward(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class DeployableAttention(nn.Module):
+    """Base of the three attentions: what they do otherwise in ONNX."""
+    projection = 'qkv'  # name of the layer of queries, keys and values
+    fused = True  # see `add_attention`
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """A product each for queries, keys and values, since views of one would be copies, and transposes of low rank."""
+        layer = getattr(self, self.projection)
+        if type(layer) is nn.Linear:  # adapters and quantised layers are more than their weight
+            setattr(self, self.projection, split_linear(layer, 3))
+        self.fused = False
+        return self
+
+
 @register_notrace_module
-class RoutingAttention(nn.Module):
+class RoutingAttention(DeployableAttention):
     """Bi-level routing attention of a (B, H, W, C) map in n_win x n_win regions, plus a local position encoding of the values.
 
     A map that does not divide is completed with zeros before the projection, so that queries, keys and values of the padding are the
@@ -182,23 +207,24 @@ class RoutingAttention(nn.Module):
             q, k, v = project(self.qkv, x)
             chosen = self.router(region_means(q, h, w), region_means(k, h, w))
             y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
-            y = add_attention(self.lepe(v), y)
+            y = add_attention(self.lepe(v), y, fused=self.fused)
         else:
             q, k, v = project(self.qkv, to_regions(x, rows, cols))
             chosen = self.router(*(m.detach().mean(1).view(B, rows * cols, C) for m in (q, k)))
             y = attend_gathered(q, k, v, chosen, self.num_heads)
-            y = add_attention(self.lepe(to_map(v, rows, cols, h)), y, rows, cols)
+            y = add_attention(self.lepe(to_map(v, rows, cols, h)), y, rows, cols, self.fused)
         return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 
 @register_notrace_module
-class NchwRoutingAttention(nn.Module):
+class NchwRoutingAttention(DeployableAttention):
     """The later bi-level routing attention, of a (B, H, W, C) map of at least n_win x n_win.
 
     Regions are of (H // n_win) x (W // n_win) pixels, and as many as it takes: more than n_win a side where that does not divide. Zeros
     complete the map after the projection: they count in no mean, but padded keys are attended to, with logit 0 and value 0 (as
     published). Where the sizes divide, this is what `RoutingAttention` does.
     """
+    projection = 'qkv_linear'
     max_masked = RoutingAttention.max_masked
 
     def __init__(self, dim: int, num_heads: int, n_win: int, topk: int, device=None, dtype=None):
@@ -224,10 +250,10 @@ class NchwRoutingAttention(nn.Module):
         q, k, v = (complete(m, h, w) for m in (q, k, v))
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
-            y = add_attention(self.lepe(v), y)
+            y = add_attention(self.lepe(v), y, fused=self.fused)
         else:
             y = attend_gathered(*(to_regions(m, rows, cols) for m in (q, k, v)), chosen, self.num_heads)
-            y = add_attention(self.lepe(v), y, rows, cols)
+            y = add_attention(self.lepe(v), y, rows, cols, self.fused)
         return self.output_linear(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 
@@ -236,7 +262,7 @@ def _regions(rows: int, cols: int, h: int, w: int, device: torch.device) -> torc
 
 
 @register_notrace_module
-class Attention(nn.Module):
+class Attention(DeployableAttention):
     """Attention of all positions of a (B, H, W, C) map in 8 heads, plus a local position encoding.
 
     The encoding is one of the layer's input (`lepe_of_values=False`) or of the values: the two published generations differ in it.
@@ -254,7 +280,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = project(self.qkv, x)
         y = F.scaled_dot_product_attention(*(split_heads(m.flatten(1, 2), self.num_heads) for m in qkv))
-        return self.proj(add_attention(self.lepe(qkv[2] if self.lepe_of_values else x), y))
+        return self.proj(add_attention(self.lepe(qkv[2] if self.lepe_of_values else x), y, fused=self.fused))
 
 
 class Block(nn.Module):
@@ -297,8 +323,7 @@ class ConvNorm(nn.Module):
 
     def fuse(self) -> nn.Module:
         """Fold the batch norm into the convolution (inference only)."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+        self.conv, self.norm = fold_batch_norm(self.conv, self.norm)
         return self
 
 
@@ -397,7 +422,7 @@ class BiFormer(Hierarchical):
     """
     layouts = (PUBLISHED, STL, NCHW)
     selects = True
-    dense_norm = partial(LayerNorm2d, eps=1e-6)
+    dense_norm_eps = 1e-6
     exportable_dynamic_size = 'its regions are laid out for one size'  # read by vitzoo.export
 
     def __init__(
@@ -419,30 +444,19 @@ class BiFormer(Hierarchical):
             device=None,
             dtype=None,
     ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
+        check_stages(embed_dims, depths, topks=topks)
+        check_positive(mlp_ratio=mlp_ratio, head_dim=head_dim)
         everything = -1 if nchw else -2
-        for name, values in dict(depths=depths, topks=topks).items():
-            if not isinstance(values, (tuple, list)) or len(values) != len(embed_dims):
-                raise ValueError(
-                    f'{name}={values!r}: expected one value per stage, {len(embed_dims)} as in embed_dims={tuple(embed_dims)}.')
         if not isinstance(n_win, int) or n_win < 1:
             raise ValueError(f'n_win={n_win!r}: expected a positive number of regions per side, one for all stages.')
         if any(k != everything and not 1 <= k <= n_win ** 2 for k in topks):
             raise ValueError(f'topks={tuple(topks)}: expected 1 to n_win ** 2 = {n_win ** 2} regions, or {everything} for all positions.')
-        if min(depths) < 1 or mlp_ratio <= 0 or head_dim < 1:
-            raise ValueError(f'depths={tuple(depths)}, mlp_ratio={mlp_ratio}, head_dim={head_dim}: expected positive numbers.')
         for dim, k in zip(embed_dims, topks, strict=True):
-            if dim < 1 or dim % (8 if k == everything else head_dim):
+            if dim % (8 if k == everything else head_dim):
                 raise ValueError(f'embed_dims={tuple(embed_dims)}: {dim} channels do not divide into '
                                  + ('8 heads.' if k == everything else f'heads of head_dim={head_dim}.'))
-
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.global_pool = global_pool
-        self.drop_rate = drop_rate
-        self.num_features = embed_dims[-1]
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
+        dd = {'device': device, 'dtype': dtype}
         self.n_win = n_win
         self.auto_pad = auto_pad
         self.swin_layout = swin_layout
@@ -457,14 +471,12 @@ class BiFormer(Hierarchical):
         self.stem = Stem(in_chans, embed_dims[0], swin_layout, auto_pad, **dd)
         drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         stages = []
-        self.feature_info = []
         for i, dim in enumerate(embed_dims):
             downsample = nn.Identity()
             if i:
                 downsample = NormConv(embed_dims[i - 1], dim, auto_pad, **dd) if swin_layout else ConvNorm(embed_dims[i - 1], dim, **dd)
             blocks = [Block(dim, make_attention(dim, topks[i]), mlp_ratio, not swin_layout, rate, **dd) for rate in drop_path[i]]
             stages.append(Stage(downsample, blocks))
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
         self.stages = nn.Sequential(*stages)
         self.norm = BatchNormNhwc(embed_dims[-1], **dd)
         self.build_head(**dd)

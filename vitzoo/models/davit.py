@@ -14,10 +14,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
-from ..layers import Gelu, ResidualDwConv, check_options
+from ..layers import Gelu, ResidualDwConv, check_positive, check_stages
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -41,15 +41,18 @@ def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
 
 
 @register_notrace_function
-def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
-    """x (B, H, W, C) plus the map that `to_windows` would cut into these windows, less its padding."""
+def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int], fused: bool = True) -> torch.Tensor:
+    """x (B, H, W, C) plus the map that `to_windows` would cut into these windows, less its padding.
+
+    fused: without padding the sum itself reads the windows in the order of the map, which exporters would spread over more operators.
+    """
     B, H, W, C = x.shape
     h, w = window
     rows, cols = (H + h - 1) // h, (W + w - 1) // w
-    if H % h or W % w or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if not fused or H % h or W % w or torch.jit.is_tracing():
         y = windows.view(B * rows, cols, h, w * C).transpose(1, 2).contiguous().view(B, rows * h, cols * w, C)
         return y[:, :H, :W] + x
-    # the sum itself reads the windows in the order of the map, and answers in the memory order of its first operand
+    # the sum answers in the memory order of its first operand
     y = windows.view(B, rows, cols, h, w, C).transpose(2, 3)
     return (x.unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).view(B, H, W, C)
 
@@ -91,21 +94,21 @@ class WindowAttention(nn.Module):
         return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
 
 
-def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float, fused: bool = True) -> torch.Tensor:
     """Attention of channels, (B * g, d, N) and (B * g, N, d) -> (B * g, d, d), each row summing to 1.
 
-    Logits are sums over all positions and reach thousands: they are scaled before they are rounded, for float16's sake.
+    Logits are sums over all positions and reach thousands: fused, they are scaled before they are rounded, for float16's sake.
     """
-    if torch.compiler.is_exporting():  # the same for exporters, which write out beta and alpha
-        logits = torch.bmm(left, right) * scale
-    else:
+    if fused:
         logits = torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
+    else:
+        logits = torch.bmm(left, right) * scale
     return logits.softmax(2, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None).to(logits.dtype)
 
 
-def times_each(a: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def times_each(a: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None, fused: bool = True) -> torch.Tensor:
     """One matrix (I, J) times each of a batch (B, J, K), plus a bias for each row (I): (B, I, K)."""
-    if torch.compiler.is_exporting():
+    if not fused:
         x = torch.matmul(a, x)
         return x if bias is None else x + bias[:, None]
     a = a.expand(x.shape[0], -1, -1)
@@ -119,6 +122,12 @@ class ChannelAttention(nn.Module):
     The paper's channel group attention with the roles that the published code gives: A = softmax(d^-0.5 k^T v), a (d, d) map with rows
     for k and columns for v, and the output is A q^T. In v2 (Florence-2): A = softmax(N^-0.5 q^T k), and the output is A v^T.
     """
+    fused = True  # products with what PyTorch adds and scales in the same operator
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """Operators one by one, as exporters write them out, with less to copy."""
+        self.fused = False
+        return self
 
     def __init__(self, dim: int, num_heads: int, v2: bool = False, device=None, dtype=None):
         super().__init__()
@@ -138,7 +147,7 @@ class ChannelAttention(nn.Module):
             return self._forward_merged(x, roles, scale).view(B, H, W, C)
         qkv = self.qkv(x).view(B, N, 3, g, -1).permute(2, 0, 3, 1, 4).contiguous().view(3, B * g, N, -1)
         left, right, values = (qkv[i] for i in roles)
-        x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale).transpose(1, 2))
+        x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale, self.fused).transpose(1, 2))
         return self.proj(x.view(B, g, N, -1).transpose(1, 2).contiguous().view(B, H, W, C))
 
     def _forward_merged(self, x: torch.Tensor, roles: tuple[int, int, int], scale: float) -> torch.Tensor:
@@ -149,15 +158,15 @@ class ChannelAttention(nn.Module):
         B, N, C = x.shape
         g = self.num_heads
         weights, biases = self.qkv.weight.view(3, C, C), self.qkv.bias.view(3, C)
-        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i]).view(B * g, -1, N) for i in roles[:2])
-        A = channel_map(left, right.transpose(1, 2), scale)
+        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i], self.fused).view(B * g, -1, N) for i in roles[:2])
+        A = channel_map(left, right.transpose(1, 2), scale, self.fused)
         proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, -1, C)
         merged = torch.bmm(A.transpose(1, 2), proj).view(B, C, C)
         weight, bias = weights[roles[2]], biases[roles[2]]
         if (N - C) * C * C < MIN_SAVED_MACS:
             return torch.baddbmm(self.proj.bias, F.linear(x, weight, bias), merged)
-        bias = times_each(bias[None], merged) + self.proj.bias
-        return torch.baddbmm(bias, x, times_each(weight.t(), merged))
+        bias = times_each(bias[None], merged, fused=self.fused) + self.proj.bias
+        return torch.baddbmm(bias, x, times_each(weight.t(), merged, fused=self.fused))
 
 
 class Block(nn.Module):
@@ -185,13 +194,20 @@ class Block(nn.Module):
 
 class SpatialBlock(Block):
     """Block with attention within windows."""
+    fused = True  # see `add_windows`
 
     def __init__(self, dim: int, num_heads: int, window: tuple[int, int], *args, device=None, dtype=None):
         super().__init__(dim, WindowAttention(dim, num_heads, device=device, dtype=dtype), *args, device=device, dtype=dtype)
         self.window = window
 
     def add_attention(self, x: torch.Tensor) -> torch.Tensor:
-        return add_windows(x, self.drop_path(self.attn(to_windows(self.norm1(x), self.window))), self.window)
+        y = self.drop_path(self.attn(to_windows(self.norm1(x), self.window)))
+        return add_windows(x, y, self.window, self.fused)
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """The windows become a map, which is added to the other."""
+        self.fused = False
+        return self
 
 
 class ChannelBlock(Block):
@@ -322,7 +338,7 @@ class DaViT(Hierarchical):
         ValueError: on numbers that do not fit together.
     """
     layouts = (DENSE, CLASSIFIER, FLORENCE)
-    dense_norm = partial(LayerNorm2d, eps=1e-5)  # norm0 to norm3 of the published dense backbones, read by vitzoo.dense
+    dense_norm_eps = 1e-5  # of norm0 to norm3 of the published dense backbones
 
     def __init__(
             self,
@@ -343,45 +359,26 @@ class DaViT(Hierarchical):
             device=None,
             dtype=None,
     ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
-        num_stages = len(embed_dims)
-        for name, values in dict(depths=depths, num_heads=num_heads).items():
-            if not isinstance(values, (tuple, list)) or len(values) != num_stages:
-                raise ValueError(f'{name}={values!r}: expected one value per stage, {num_stages} as in embed_dims={tuple(embed_dims)}.')
-        for dim, heads in zip(embed_dims, num_heads, strict=True):
-            if heads < 1 or dim < 1 or dim % heads:
-                raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
-                                 f'{dim} channels must divide into {heads} heads.')
+        check_stages(embed_dims, depths, num_heads)
+        check_positive(mlp_ratio=mlp_ratio)
         window = to_2tuple(window_size)
         if len(window) != 2 or min(window) < 1:
             raise ValueError(f'window_size={window_size!r}: expected a positive number or pair (h, w).')
-        if min(depths) < 1:
-            raise ValueError(f'depths={tuple(depths)}: expected at least 1 in every stage.')
         if down_kernel_size not in (2, 3):
             raise ValueError(f'down_kernel_size={down_kernel_size!r}: expected 2, or 3 as in Florence-2.')
-        if mlp_ratio <= 0:
-            raise ValueError(f'mlp_ratio={mlp_ratio}: expected a positive number.')
-
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.global_pool = global_pool
-        self.drop_rate = drop_rate
-        self.num_features = embed_dims[-1]
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
+        dd = {'device': device, 'dtype': dtype}
 
         self.stem = Stem(in_chans, embed_dims[0], **dd)
-        rates = iter(calculate_drop_path_rates(drop_path_rate, 2 * sum(depths)))
         names = ('spatial_block', 'channel_block') if named_blocks else ('0', '1')
+        drop_path = calculate_drop_path_rates(drop_path_rate, [2 * depth for depth in depths], stagewise=True)
         stages = []
-        self.feature_info = []
         for i, dim in enumerate(embed_dims):
             pairs = [nn.Sequential(OrderedDict(zip(names, (
-                SpatialBlock(dim, num_heads[i], window, mlp_ratio, cpe_act, next(rates), **dd),
-                ChannelBlock(dim, num_heads[i], channel_attn_v2, mlp_ratio, cpe_act, next(rates), **dd),
-            ), strict=True))) for _ in range(depths[i])]
+                SpatialBlock(dim, num_heads[i], window, mlp_ratio, cpe_act, rate, **dd),
+                ChannelBlock(dim, num_heads[i], channel_attn_v2, mlp_ratio, cpe_act, next_rate, **dd),
+            ), strict=True))) for rate, next_rate in zip(drop_path[i][::2], drop_path[i][1::2], strict=True)]
             stages.append(Stage(Downsample(embed_dims[i - 1], dim, down_kernel_size, **dd) if i else nn.Identity(), pairs))
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()  # the final norm acts on the pooled features, in the head
         self.build_head(**dd)

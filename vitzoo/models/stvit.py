@@ -22,12 +22,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerNorm2d, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models._manipulate import checkpoint
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import Gelu, check_options, per_size
+from ..layers import Gelu, check_positive, check_stages, fold_batch_norm, fold_layer_scale, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -370,12 +369,8 @@ class SemanticBlock(nn.Module):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Fold the layer scales into the projections before them (inference only)."""
-        for name, linear in (('ls1', self.attn.proj), ('ls2', self.mlp.fc2)):
-            scale = getattr(self, name)
-            if isinstance(scale, LayerScale):
-                linear.weight *= scale.gamma[:, None]
-                linear.bias *= scale.gamma
-                setattr(self, name, nn.Identity())
+        self.ls1 = fold_layer_scale(self.attn.proj, self.ls1)
+        self.ls2 = fold_layer_scale(self.mlp.fc2, self.ls2)
         return self
 
 
@@ -518,8 +513,7 @@ class Stem(nn.Sequential):
     def fuse(self) -> nn.Module:
         """Fold the batch norms into the convolutions (inference only)."""
         for i in (0, 3):
-            if isinstance(self[i + 1], nn.BatchNorm2d):
-                self[i], self[i + 1] = fuse_conv_bn_eval(self[i], self[i + 1]), nn.Identity()
+            self[i], self[i + 1] = fold_batch_norm(self[i], self[i + 1])
         return self
 
 
@@ -578,7 +572,7 @@ class STViT(Hierarchical):
         ValueError: on numbers that do not fit together.
     """
     layouts = (DENSE, CLASSIFIER)
-    dense_norm = staticmethod(partial(LayerNorm2d, eps=1e-5))  # read by DenseBackbone
+    dense_norm_eps = 1e-5  # of norm0 to norm3 of the published detectors
     exportable_dynamic_size = 'its window tables are made for one size'  # read by vitzoo.export
 
     def __init__(
@@ -600,46 +594,33 @@ class STViT(Hierarchical):
             device=None,
             dtype=None,
     ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
         for name, values in dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads).items():
             if not isinstance(values, (tuple, list)) or len(values) != 4 or min(values) < 1:
                 raise ValueError(f'{name}={values!r}: expected four positive numbers, one per stage.')
-        for dim, heads in zip(embed_dims, num_heads, strict=True):
-            if dim % heads or dim % 2:
-                raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
-                                 f'{dim} channels must be even and divide into {heads} heads.')
+        check_stages(embed_dims, depths, num_heads, even=True)
+        check_positive(mlp_ratio=mlp_ratio)
         if depths[2] % UNIT:
             raise ValueError(f'depths={tuple(depths)}: the third stage is made of units of {UNIT} blocks, expected a multiple of {UNIT}.')
-        if mlp_ratio <= 0:
-            raise ValueError(f'mlp_ratio={mlp_ratio}: expected a positive number.')
         if form not in ('auto', 'classifier', 'dense'):
             raise ValueError(f"form={form!r}: expected 'auto', 'classifier' or 'dense'.")
         if pad_mask not in ('published', 'correct', 'none', None):
             raise ValueError(f"pad_mask={pad_mask!r}: expected 'published', 'correct', 'none' or None.")
         if use_global and form == 'dense':
             raise ValueError("use_global=True, form='dense': the learned tokens belong to the classifier form.")
-
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.global_pool = global_pool
-        self.drop_rate = drop_rate
-        self.num_features = embed_dims[-1]
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
+        dd = {'device': device, 'dtype': dtype}
         self.form = form
         pad_mask = None if pad_mask == 'none' else pad_mask
 
         self.stem = Stem(in_chans, embed_dims[0], **dd)
         drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         stages = []
-        self.feature_info = []
         for i, dim in enumerate(embed_dims):
             downsample = PatchMerging(embed_dims[i - 1], dim, **dd) if i else nn.Identity()
             blocks = [(SemanticBlock if i == 2 and j % UNIT else SwinBlock)(dim, num_heads[i], mlp_ratio, qkv_bias, rate, **dd)
                       for j, rate in enumerate(drop_path[i])]
             stages.append(SemanticStage(downsample, blocks, form, use_global, shortcut, pad_mask, **dd) if i == 2 else
                           SwinStage(downsample, blocks, form))
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(self.num_features, eps=1e-5, **dd)
         self.build_head(**dd)

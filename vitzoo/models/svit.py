@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_options, per_size
+from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_positive, check_stages, fold_batch_norm, fold_layer_scale, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -125,6 +124,13 @@ class SuperTokenAttention(nn.Module):
         return x[:, :H, :W] if H % h or W % w else x
 
 
+def pointwise_conv(linear: nn.Linear) -> nn.Conv2d:
+    """A linear layer as a 1x1 convolution, on the same weight."""
+    conv = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1, device='meta')  # no memory, no random numbers
+    conv.weight, conv.bias = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False), linear.bias
+    return conv
+
+
 class ConvMlp(nn.Module):
     """Linear, GELU, residual depthwise 3x3, Linear on a (B, H, W, C) map."""
 
@@ -136,15 +142,26 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_exporting():
-            return self._forward_convolutions(x)
         return self.fc2(self.dwconv(self.act(self.fc1(x))).contiguous())
 
-    def _forward_convolutions(self, x: torch.Tensor) -> torch.Tensor:
-        """The same with 1x1 convolutions: ONNX Runtime keeps its blocked layout from one convolution to the next."""
-        x = F.conv2d(x.permute(0, 3, 1, 2), self.fc1.weight[:, :, None, None], self.fc1.bias)
-        x = self.dwconv(self.act(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return F.conv2d(x, self.fc2.weight[:, :, None, None], self.fc2.bias).permute(0, 2, 3, 1)
+    def deploy(self, runtime: str) -> nn.Module:
+        """With 1x1 convolutions, unless the linear layers are more than their weight."""
+        return DeployedConvMlp(self) if type(self.fc1) is type(self.fc2) is nn.Linear else self
+
+
+class DeployedConvMlp(nn.Module):
+    """`ConvMlp` with 1x1 convolutions: ONNX Runtime keeps its blocked layout from one convolution to the next."""
+
+    def __init__(self, mlp: ConvMlp):
+        super().__init__()
+        self.fc1 = pointwise_conv(mlp.fc1)
+        self.act = mlp.act
+        self.dwconv = mlp.dwconv
+        self.fc2 = pointwise_conv(mlp.fc2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.fc1(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return self.fc2(self.dwconv(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -180,12 +197,8 @@ class Block(nn.Module):
             fc1.bias += fc1.weight @ shift
             fc1.weight *= scale
             self.norm2 = nn.Identity()
-        for name, linear in (('ls1', self.attn.attn.proj), ('ls2', self.mlp.fc2)):
-            scale = getattr(self, name)
-            if isinstance(scale, LayerScale):
-                linear.weight *= scale.gamma[:, None]
-                linear.bias *= scale.gamma
-                setattr(self, name, nn.Identity())
+        self.ls1 = fold_layer_scale(self.attn.attn.proj, self.ls1)
+        self.ls2 = fold_layer_scale(self.mlp.fc2, self.ls2)
         return self
 
 
@@ -202,8 +215,7 @@ class Downsample(nn.Module):
 
     def fuse(self) -> nn.Module:
         """Fold the batch norm into the convolution (inference only)."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+        self.conv, self.norm = fold_batch_norm(self.conv, self.norm)
         return self
 
 
@@ -221,8 +233,7 @@ class Projection(nn.Module):
 
     def fuse(self) -> nn.Module:
         """Fold the batch norm into the linear layer (inference only)."""
-        if isinstance(self.norm, BatchNormNhwc):
-            self.fc, self.norm = fuse_linear_bn_eval(self.fc, self.norm), nn.Identity()
+        self.fc, self.norm = fold_batch_norm(self.fc, self.norm)
         return self
 
 
@@ -318,41 +329,23 @@ class SViT(Hierarchical):
             device=None,
             dtype=None,
     ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
-        num_stages = len(embed_dims)
-        for name, values in dict(depths=depths, num_heads=num_heads, stoken_size=stoken_size, n_iter=n_iter,
-                                 init_values=init_values).items():
-            if not isinstance(values, (tuple, list)) or len(values) != num_stages:
-                raise ValueError(f'{name}={values!r}: expected one value per stage, {num_stages} as in embed_dims={tuple(embed_dims)}.')
-        for dim, heads in zip(embed_dims, num_heads, strict=True):
-            if heads < 1 or dim % heads or dim % 2:
-                raise ValueError(f'embed_dims={tuple(embed_dims)}, num_heads={tuple(num_heads)}: '
-                                 f'{dim} channels must be even and divide into {heads} heads.')
+        check_stages(embed_dims, depths, num_heads, even=True, stoken_size=stoken_size, n_iter=n_iter, init_values=init_values)
+        check_positive(mlp_ratio=mlp_ratio, projection=projection)
         stoken_size = tuple(to_2tuple(s) for s in stoken_size)
         if any(len(s) != 2 or min(s) < 1 for s in stoken_size):
             raise ValueError(f'stoken_size={stoken_size}: expected a positive number or pair (h, w) per stage.')
-        if min(n_iter) < 1 or min(depths) < 1:
-            raise ValueError(f'depths={tuple(depths)}, n_iter={tuple(n_iter)}: expected at least 1 in every stage.')
-        if mlp_ratio <= 0 or projection < 1:
-            raise ValueError(f'mlp_ratio={mlp_ratio}, projection={projection}: expected positive numbers.')
-
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.global_pool = global_pool
-        self.drop_rate = drop_rate
-        self.num_features = projection
+        if min(n_iter) < 1:
+            raise ValueError(f'n_iter={tuple(n_iter)}: expected at least 1 in every stage.')
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims, num_features=projection)
+        dd = {'device': device, 'dtype': dtype}
 
         self.stem = Stem(in_chans, embed_dims[0], **dd)
         drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         stages = []
-        self.feature_info = []
         for i, dim in enumerate(embed_dims):
             blocks = [Block(dim, num_heads[i], stoken_size[i], n_iter[i], mlp_ratio, qkv_bias, init_values[i], rate, **dd)
                       for rate in drop_path[i]]
             stages.append(Stage(Downsample(embed_dims[i - 1], dim, **dd) if i else nn.Identity(), blocks))
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}'))
         self.stages = nn.Sequential(*stages)
         self.proj = Projection(embed_dims[-1], projection, **dd)
         self.build_head(**dd)

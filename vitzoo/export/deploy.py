@@ -1,0 +1,43 @@
+"""The form in which a model is exported: what a runtime wants written otherwise, written so before anything is traced.
+
+A module says how by a method `deploy(runtime) -> nn.Module`. It is called on a float32 copy in eval mode, after the parts of the module
+and after all `fuse()`, and returns the module that stands in its place and computes the same: itself, changed, or another.
+"""
+import copy
+
+from timm.layers import SelectAdaptivePool2d
+from timm.utils import reparameterize_model
+from torch import nn
+
+RUNTIMES = ('onnx',)
+
+
+def deploy_form(model: nn.Module, runtime: str = 'onnx') -> nn.Module:
+    """A float32 copy of a model in inference form, folded and written as a runtime wants it; for timm's and other models too.
+
+    Raises:
+        ValueError: on a runtime that nothing is known about.
+    """
+    if runtime not in RUNTIMES:
+        raise ValueError(f'runtime={runtime!r}: expected {" or ".join(map(repr, RUNTIMES))}.')
+    model = copy.deepcopy(model).requires_grad_(False).eval().float()
+    return _deploy(reparameterize_model(model, inplace=True), runtime, {}).eval()
+
+
+def _deploy(module: nn.Module, runtime: str, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Children first; `done` keeps what a module that is used in several places became."""
+    if module not in done:
+        for name, child in module.named_children():
+            new = _deploy(child, runtime, done)
+            if new is not child:
+                setattr(module, name, new)
+        done[module] = _replacement(module, runtime)
+    return done[module]
+
+
+def _replacement(module: nn.Module, runtime: str) -> nn.Module:
+    if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+        # a mean: of a pooled channels-last map the dynamo exporter makes a gather with computed indices
+        return SelectAdaptivePool2d(pool_type='fast')
+    deploy = getattr(module, 'deploy', None)
+    return deploy(runtime) if callable(deploy) else module  # elsewhere the name is also a flag
