@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 import vitzoo
 from vitzoo.dense import DenseBackbone
 
-from .classifier import Classifier
+from .classification import Classifier
 
 CONFIGS = Path(vitzoo.__file__).parents[1] / 'configs'
 
