@@ -36,7 +36,10 @@ class ProgressBarHook(Hook):
         self.progress.start()
         atexit.register(self.progress.stop)  # gives the cursor back when training ends with an exception
         # rich prints above the bar what goes through sys.stdout while it shows; the logger holds on to the stream from before
-        self.streams = [(h, h.setStream(sys.stdout)) for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+        self.streams = []
+        for handler in runner.logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                self.streams.append((handler, handler.setStream(sys.stdout)))
 
     @master_only
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
