@@ -34,7 +34,7 @@ test-mmcv: $(STAMP)
 	$(BIN)/python tools/test_mmcv_ops.py
 
 bench-dense: $(STAMP)
-	$(BIN)/python tools/bench_dense.py $(if $(MODELS),--models $(MODELS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(BIN)/python -m benchmarks.dense $(if $(MODELS),--models $(MODELS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(JOBS),--jobs $(JOBS))
 
 lint: $(STAMP)

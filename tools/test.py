@@ -12,7 +12,8 @@ def main():
     parser = argparse.ArgumentParser(description='Evaluate a checkpoint on the test data of its config.')
     parser.add_argument('config')
     parser.add_argument('checkpoint')
-    parser.add_argument('--backbone', metavar='MODEL', help="any of timm's and ours, instead of the config's own")
+    parser.add_argument('--backbone', metavar='MODEL',
+                        help="any of timm's and ours, or a file of configs/_base_/backbones, instead of the config's own")
     parser.add_argument('--work-dir', help='for logs; default work_dirs/CONFIG')
     parser.add_argument('--seed', type=int)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='such as test_dataloader.batch_size=8')

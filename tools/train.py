@@ -11,7 +11,8 @@ from vitzoo.mm import setup
 def main():
     parser = argparse.ArgumentParser(description='Train what a config describes.')
     parser.add_argument('config')
-    parser.add_argument('--backbone', metavar='MODEL', help="any of timm's and ours, instead of the config's own")
+    parser.add_argument('--backbone', metavar='MODEL',
+                        help="any of timm's and ours, or a file of configs/_base_/backbones, instead of the config's own")
     parser.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/CONFIG')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='go on from it, or from the latest in work-dir')
     parser.add_argument('--seed', type=int)

@@ -44,7 +44,7 @@ class MmPredictor:
                 self.task, self.columns, self.find = 'segmentation', ('class', 'share'), self.find_regions
                 self.infer, self.model = inference_model, init_model(cfg, checkpoint, device=device)
             elif cfg.get('model', {}).get('type') == 'vitzoo.Classifier':
-                from vitzoo.mm.inference import inference_classifier, init_classifier
+                from vitzoo.mm.classification import inference_classifier, init_classifier
                 self.task, self.columns, self.find = 'classification', ('class', 'probability'), self.find_classes
                 self.infer, self.model = inference_classifier, init_classifier(cfg, checkpoint, device=device)
             else:

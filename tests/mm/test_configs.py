@@ -1,9 +1,10 @@
 import copy
 import functools
 import importlib.util
+import re
 import runpy
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -14,11 +15,10 @@ pytest.importorskip('mmseg')
 from mmengine.config import Config  # noqa: E402
 from mmengine.config import utils as config_utils  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
-from mmengine.structures import InstanceData, PixelData  # noqa: E402
+from samples import SIZE, batch, build, total  # noqa: E402
 
 from vitzoo.dense import DenseBackbone  # noqa: E402
-from vitzoo.mm import config_path, setup  # noqa: E402
+from vitzoo.mm import config_path, set_backbone, setup  # noqa: E402
 from vitzoo.mm.config import CONFIGS  # noqa: E402
 
 NAMES = sorted(p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
@@ -28,7 +28,6 @@ ENTRIES = [entry for file in sorted(CONFIGS.glob('metafiles/*.yml')) for entry i
 # slow one.
 FIRST = {kind: e['Config'].removeprefix('configs/').removesuffix('.py')
          for e in reversed(ENTRIES) for kind in (e['In Collection'], e['Metadata']['Head'])}
-SIZE = (131, 167)
 HEADS = {  # by the first word of a config's name: the name in metafiles, the model, the head
     'retinanet': ('RetinaNet', 'RetinaNet', 'RetinaHead'),
     'mask-rcnn': ('Mask R-CNN', 'MaskRCNN', 'StandardRoIHead'),
@@ -39,6 +38,9 @@ HEADS = {  # by the first word of a config's name: the name in metafiles, the mo
     'segformer': ('SegFormer', 'EncoderDecoder', 'SegformerHead'),
     'mask2former': ('Mask2Former', 'EncoderDecoder', 'Mask2FormerHead'),
 }
+# recipes without a backbone, by the word for their head, and what to put into them
+RECIPES = {path.stem.split('_')[0]: f'_base_/{path.stem}' for path in CONFIGS.glob('_base_/*.py') if path.stem.endswith(('_coco', '_ade20k'))}
+BACKBONES = sorted(CONFIGS.glob('_base_/backbones/*.py'))
 SCHEDULES = {'1x': '12 epochs', '12e': '12 epochs', '3x': '36 epochs', '80k': '80000 iterations', '160k': '160000 iterations'}
 
 
@@ -58,43 +60,6 @@ def _parsed(name):
 
 def parse(name):
     return copy.deepcopy(_parsed(name))
-
-
-def build(cfg):
-    init_default_scope(cfg.default_scope)
-    return MODELS.build(cfg.model)
-
-
-def batch(cfg, num=2):
-    """Random images of an odd size with two objects each."""
-    height, width = SIZE
-    images = [torch.randint(256, (3, height, width), dtype=torch.uint8) for _ in range(num)]
-    if cfg.default_scope == 'mmengine':
-        return [torch.stack(images).float(), torch.arange(num)]
-    samples = []
-    for _ in range(num):
-        if cfg.default_scope == 'mmdet':
-            from mmdet.structures import DetDataSample
-            from mmdet.structures.mask import BitmapMasks
-            boxes = torch.tensor([[10., 20., 60., 80.], [70., 30., 150., 125.]])
-            masks = np.zeros((2, height, width), np.uint8)
-            masks[0, 25:75, 15:55] = masks[1, 35:120, 75:145] = 1
-            sample = DetDataSample(metainfo=dict(
-                img_shape=SIZE, ori_shape=SIZE, pad_shape=SIZE, batch_input_shape=SIZE, scale_factor=(1., 1.)))
-            sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([1, 7]), masks=BitmapMasks(masks, height, width))
-        else:
-            from mmseg.structures import SegDataSample
-            sample = SegDataSample(metainfo=dict(img_shape=SIZE, ori_shape=SIZE))
-            labels = torch.zeros(1, height, width, dtype=torch.long)
-            labels[:, 25:75, 15:55], labels[:, 35:120, 75:145] = 2, 8
-            sample.gt_sem_seg = PixelData(data=labels)
-        samples.append(sample)
-    return dict(inputs=images, data_samples=samples)
-
-
-def total(losses):
-    values = [v for name, v in losses.items() if 'loss' in name]
-    return sum(sum(v) if isinstance(v, list) else v for v in values).mean()
 
 
 def lighten(cfg):
@@ -169,10 +134,63 @@ def test_config_fits_its_backbone_and_the_tools(name):
     assert cfg.model.get('pretrained') is None  # mmseg hands it to the backbone
     backbone = cfg.model.backbone
     assert backbone.type == 'vitzoo.Backbone' and not backbone.get('pretrained') and not backbone.get('with_cp')
-    channels = backbone_channels(backbone.model_name, tuple(backbone.get('out_indices', (0, 1, 2, 3))))
+    check_channels(cfg, backbone_channels(backbone.model_name, tuple(backbone.get('out_indices', (0, 1, 2, 3)))))
+
+
+def check_channels(cfg, channels):
+    """Those that neck or heads expect of the backbone."""
     assert list((cfg.model.get('neck') or cfg.model.decode_head).in_channels) == channels
     auxiliary = cfg.model.get('auxiliary_head')
     assert not auxiliary or auxiliary.in_channels == channels[auxiliary.in_index]
+
+
+@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize('file', BACKBONES, ids=lambda file: file.stem)
+def test_backbone_file_goes_under_each_head(file, head):
+    cfg = set_backbone(parse(RECIPES[head]), file)
+    with torch.device('meta'):
+        backbone = build(cfg).backbone
+    check_channels(cfg, list(backbone.out_channels))
+    assert list(backbone.out_channels) == list(Config.fromfile(file).channels)[-len(backbone.strides):]
+
+
+@pytest.mark.parametrize('file', BACKBONES, ids=lambda file: file.stem)
+def test_backbone_file_goes_into_a_classifier(file):
+    content = Config.fromfile(file)
+    model = setup(config_path('classification/svit_micro_digits'), backbone=file).model
+    own = {key: model.pop(key) for key in ('type', 'num_classes', 'label_smoothing', 'init_cfg')}
+    assert own['num_classes'] == 10 and model == content.get('classification', dict(model_name=content.detection.model_name))
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_config_is_its_recipe_with_its_backbone_file(name, monkeypatch):
+    """Which is why a family needs no configs but for what was published."""
+    monkeypatch.setattr('vitzoo.mm.config.DenseBackbone', lambda model_name, out_indices, **options: SimpleNamespace(
+        out_channels=backbone_channels(model_name, out_indices)))
+    expected, text = parse(name).model, config_path(name).read_text()
+    recipe = re.search(r'_base_/[\w-]+', text)[0]
+    found = setup(parse(recipe), backbone=CONFIGS / '_base_' / 'backbones' / f'{expected.backbone.model_name}.py').model
+    expected.backbone.setdefault('out_indices', (0, 1, 2, 3))
+    if 'drop_path_rate' in text:  # as published for this head
+        found.backbone.drop_path_rate = expected.backbone.drop_path_rate
+    assert found == expected
+
+
+def test_backbone_files_that_are_none(tmp_path):
+    cfg = parse(RECIPES['retinanet'])
+    with pytest.raises(ValueError, match='missing.py is no file'):
+        set_backbone(cfg, tmp_path / 'missing.py')
+    for text in 'channels = [1, 2, 3, 4]', 'detection = dict(drop_path_rate=0.1)':
+        (tmp_path / 'x.py').write_text(text)
+        with pytest.raises(ValueError, match='describes no backbone'):
+            set_backbone(cfg, tmp_path / 'x.py')
+
+
+def test_backbone_file_names_the_folder():
+    file = CONFIGS / '_base_' / 'backbones' / 'biformer_tiny.py'
+    cfg = setup(config_path('detection/retinanet_svit_micro_digits'), backbone=str(file), cfg_options={'model.backbone.n_win': 4})
+    assert cfg.work_dir.endswith('retinanet_svit_micro_digits-biformer_tiny') and cfg.model.backbone.n_win == 4
+    assert set_backbone(cfg, file, norm_eval=False).model.backbone.norm_eval is False
 
 
 def all_values(cfg, key):

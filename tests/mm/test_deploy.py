@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 import vitzoo  # noqa: E402
 from vitzoo.export.verify import photo  # noqa: E402
 from vitzoo.mm import config_path, deploy, setup  # noqa: E402
+from vitzoo.mm.deploy.modules import MatrixPool  # noqa: E402
 
 SIZE = (64, 96)
 FAMILIES = ['svit_micro', *(pytest.param(name, marks=pytest.mark.slow) for name in (
@@ -158,7 +159,7 @@ def test_segmentor_with_labels(tmp_path):
 def test_matrix_pooling_is_adaptive_pooling(length):
     x = torch.randn(2, 3, length, 9)
     for bins in (1, 2, 3, 6):
-        torch.testing.assert_close(deploy._MatrixPool(bins)(x), nn.AdaptiveAvgPool2d(bins)(x))
+        torch.testing.assert_close(MatrixPool(bins)(x), nn.AdaptiveAvgPool2d(bins)(x))
 
 
 def test_raw_maps(tmp_path):

@@ -8,14 +8,13 @@ from vitzoo.extras import require
 require('mmengine', 'mm')
 
 from .backbone import Backbone  # noqa: E402
-from .classifier import Accuracy, Classifier, ImageFolder  # noqa: E402
+from .classification import Accuracy, Classifier, ImageFolder  # noqa: E402
 from .config import config_path, set_backbone, setup  # noqa: E402
 from .fsdp import FSDPStrategy  # noqa: E402
+from .hooks import ProgressBarHook, ReseedHook, keep_worker_seed  # noqa: E402
 from .losses import ClassDiceLoss  # noqa: E402
 from .ops import activate  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
-from .progress import ProgressBarHook  # noqa: E402
-from .reproduce import ReseedHook, keep_worker_seed  # noqa: E402
 from .safe_load import allow_runner_checkpoints  # noqa: E402
 from .samplers import RepeatAugSampler  # noqa: E402
 

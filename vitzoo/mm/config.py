@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 import vitzoo
 from vitzoo.dense import DenseBackbone
 
-from .classifier import Classifier
+from .classification import Classifier
 
 CONFIGS = Path(vitzoo.__file__).parents[1] / 'configs'
 
@@ -26,35 +26,58 @@ def config_path(name: str) -> Path:
     return path
 
 
-def set_backbone(cfg: Config, model_name: str, **model_kwargs) -> Config:
+def set_backbone(cfg: Config, backbone: str | os.PathLike, **model_kwargs) -> Config:
     """Put another model into a config, in place: another backbone, with the channels of neck or heads fitted to it, or another classifier.
 
     Args:
         cfg: of a detector or segmentor, whose backbone may be anybody's, or of a `vitzoo.Classifier`.
-        model_name: any of timm's and ours that `DenseBackbone` takes.
-        model_kwargs: go to `vitzoo.Backbone` or `vitzoo.Classifier`. Of what the config says of its former model, only the wanted levels
-            and, of a classifier, what is not the model's own (number of classes, label smoothing, ...) stay.
+        backbone: name of a model, any of timm's and ours that `DenseBackbone` takes, or a file as in `configs/_base_/backbones`, whose
+            `detection`, `segmentation` or `classification` is the name with its options. Of a file that lacks the one that suits the config
+            the name alone is taken.
+        model_kwargs: go to `vitzoo.Backbone` or `vitzoo.Classifier`, in the place of a file's. Of what the config says of its former model,
+            only the wanted levels and, of a classifier, what is not the model's own (number of classes, label smoothing, ...) stay.
 
     Raises:
-        ValueError: no backbone to replace, or a neck or head that takes another number of maps than there are levels.
+        ValueError: no backbone to replace, a file that describes none, or a neck or head that takes another number of maps than there are
+            levels.
     """
     model = cfg.model
     if model.get('type') == 'vitzoo.Classifier':
         keep = {'type', 'num_classes', 'in_chans', *inspect.signature(Classifier).parameters}
-        cfg.model = {**{key: value for key, value in model.items() if key in keep}, 'model_name': model_name, **model_kwargs}
+        kept = {key: value for key, value in model.items() if key in keep}
+        cfg.model = {**kept, **_read_backbone(backbone, 'classification'), **model_kwargs}
         return cfg
     if not model.get('backbone'):
         raise ValueError(f'a model of type {model.get("type")!r} has no backbone; expected a detector, a segmentor or vitzoo.Classifier')
-    backbone = dict(model_name=model_name, out_indices=tuple(model.backbone.get('out_indices', (0, 1, 2, 3)))) | model_kwargs
+    task = 'segmentation' if model.get('decode_head') else 'detection'
+    options = {'out_indices': tuple(model.backbone.get('out_indices', (0, 1, 2, 3))), **_read_backbone(backbone, task), **model_kwargs}
     with torch.device('meta'):
-        weightless = {key: value for key, value in backbone.items() if key not in ('pretrained', 'checkpoint_path', 'init_cfg')}
+        weightless = {key: value for key, value in options.items() if key not in ('pretrained', 'checkpoint_path', 'init_cfg')}
         channels = DenseBackbone(**weightless).out_channels
     for name in ['neck'] if model.get('neck') else ['decode_head', 'auxiliary_head', 'panoptic_head', 'bbox_head', 'rpn_head']:
         part = model.get(name) or []
         for module in (part[:1] if name == 'neck' else part) if isinstance(part, list) else [part]:
             _fit_in_channels(module, list(channels), name)
-    model.backbone = dict(type='vitzoo.Backbone', **backbone)
+    model.backbone = dict(type='vitzoo.Backbone', **options)
     return cfg
+
+
+def _is_file(backbone: str | os.PathLike) -> bool:
+    return Path(backbone).suffix == '.py'
+
+
+def _read_backbone(backbone: str | os.PathLike, task: str) -> dict:
+    """`model_name` and, from a file, the options that the model has in this task."""
+    if not _is_file(backbone):
+        return dict(model_name=backbone)
+    if not Path(backbone).is_file():
+        raise ValueError(f'{backbone} is no file; expected the name of a model, or a file as in {CONFIGS / "_base_" / "backbones"}')
+    content = Config.fromfile(backbone)
+    tasks = {name: content[name] for name in ('detection', 'segmentation', 'classification') if name in content}
+    if not tasks or not all(options.get('model_name') for options in tasks.values()):
+        raise ValueError(f'{backbone} describes no backbone: expected detection, segmentation or classification, each a dict with a '
+                         'model_name')
+    return dict(tasks[task]) if task in tasks else dict(model_name=next(iter(tasks.values())).model_name)
 
 
 def _fit_in_channels(module: ConfigDict, channels: list[int], name: str) -> None:
@@ -71,7 +94,7 @@ def _fit_in_channels(module: ConfigDict, channels: list[int], name: str) -> None
 def setup(
         config: str | os.PathLike | Config,
         *,
-        backbone: str | None = None,
+        backbone: str | os.PathLike | None = None,
         cfg_options: dict | None = None,
         work_dir: str | os.PathLike | None = None,
         launcher: str = 'none',
@@ -84,7 +107,7 @@ def setup(
 
     Args:
         config: path, or a Config to be changed in place.
-        backbone: name of a model to put in, see `set_backbone`; overrides come after it.
+        backbone: model to put in, a name or a file, see `set_backbone`; overrides come after it.
         cfg_options: dotted names to values ('train_cfg.max_iters': 100).
         work_dir: for logs and checkpoints; else the config's own, else work_dirs/ and the name of the config (and of `backbone`).
         launcher: 'none', or 'pytorch' under torchrun ('slurm' and 'mpi' with GPUs).
@@ -104,7 +127,10 @@ def setup(
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs', '-'.join([Path(cfg.filename).stem, *([backbone] if backbone else [])])))
+        parts = [Path(cfg.filename).stem]
+        if backbone is not None:
+            parts.append(Path(backbone).stem if _is_file(backbone) else backbone)
+        cfg.work_dir = str(Path('work_dirs', '-'.join(parts)))
     randomness = dict(cfg.get('randomness') or {})
     cfg.randomness = dict(randomness, seed=randomness.get('seed') or 0 if seed is None else seed)
     cfg.launcher = launcher

@@ -1,23 +1,16 @@
-"""Whole detectors and segmentors as modules that `vitzoo.export_onnx` takes: a normalised image in, boxes or a label map out.
-
-    model = mmdet.apis.init_detector(config, checkpoint, device='cpu')
-    vitzoo.export_onnx(vitzoo.mm.deploy.detector(model, (800, 1344)), 'detector.onnx', (800, 1344), dynamic_batch=False)
-
-The modules give what the model's own `predict` gives for an image of this size (rescale=False). They are copies in inference form.
-"""
+"""The modules that are exported, and the functions that make them of a model."""
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
-from torchvision.ops import nms, roi_align
 
 from vitzoo.facts import model_name
 
-__all__ = ['detector', 'raw', 'segmentor']
+from .boxes import decode, paste, pool, suppress
+from .refusals import check_detector, check_raw, check_segmentor
 
 
 def segmentor(model: nn.Module, size: tuple[int, int], *, argmax: bool = False) -> nn.Module:
@@ -31,15 +24,7 @@ def segmentor(model: nn.Module, size: tuple[int, int], *, argmax: bool = False) 
     Raises:
         ValueError: another kind of model; an image larger than the window; normalisation that is not that of an RGB image.
     """
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-    from mmseg.models.segmentors import EncoderDecoder
-    head = getattr(model, 'decode_head', None)
-    if not isinstance(model, EncoderDecoder) or not isinstance(head, BaseDecodeHead) or not _inherits(head, BaseDecodeHead, 'predict'):
-        raise ValueError(f'{_kind(model, "decode_head")} cannot be exported as a segmentor: expected an EncoderDecoder of MMSegmentation '
-                         'whose head gives logits. vitzoo.DenseBackbone is exported alone')
-    window = model.test_cfg.get('crop_size') if model.test_cfg.get('mode') == 'slide' else None
-    if window and any(length > limit for length, limit in zip(size, window, strict=True)):
-        raise ValueError(f'size={tuple(size)}: the model is tested on windows of {tuple(window)}; export it at that size')
+    check_segmentor(model, size)
     return _Segmentor(model, size, argmax)
 
 
@@ -57,15 +42,9 @@ def detector(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     Raises:
         ValueError: another kind of model, or a way of suppressing overlaps other than plain NMS; `raw` exports the maps of those.
     """
-    from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
-    if isinstance(model, SingleStageDetector):
-        _check_anchor_head(model, model.bbox_head)
-        return _OneStage(model, size)
-    if isinstance(model, TwoStageDetector):
-        _check_anchor_head(model, model.rpn_head)
-        _check_roi_head(model, model.roi_head)
-        return _TwoStage(model, size)
-    raise ValueError(_refusal(model, _kind(model, 'bbox_head')))
+    from mmdet.models.detectors import TwoStageDetector
+    check_detector(model)
+    return (_TwoStage if isinstance(model, TwoStageDetector) else _OneStage)(model, size)
 
 
 def raw(model: nn.Module, size: tuple[int, int]) -> nn.Module:
@@ -73,8 +52,7 @@ def raw(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 
     ValueError for a model without a `bbox_head` or `rpn_head` that takes maps.
     """
-    if not any(hasattr(getattr(model, name, None), 'forward') for name in ('bbox_head', 'rpn_head')):
-        raise ValueError(f'{_kind(model, "bbox_head")} has no bbox_head or rpn_head: expected a detector of MMDetection')
+    check_raw(model)
     return _Raw(model, size)
 
 
@@ -125,7 +103,7 @@ class _Segmentor(_Deployed):
         for parent in list(self.model.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d):
-                    setattr(parent, name, _MatrixPool(child.output_size))
+                    setattr(parent, name, MatrixPool(child.output_size))
 
     def forward(self, image: Tensor) -> Tensor:
         logits = self.model.encode_decode(image, [dict(img_shape=self.size)])  # of the whole batch
@@ -134,7 +112,7 @@ class _Segmentor(_Deployed):
         return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0].sigmoid() > self.model.decode_head.threshold).long()
 
 
-class _MatrixPool(nn.Module):
+class MatrixPool(nn.Module):
     """Adaptive average pooling as a product with a matrix for the rows and one for the columns: any sizes, in every opset."""
 
     def __init__(self, output_size: int | tuple[int, int]):
@@ -235,118 +213,3 @@ class _TwoStage(_Detector):
         else:
             masks = masks.flatten(0, 1)[torch.arange(labels.shape[0], device=image.device) * classes + labels]
         return [boxes, scores, labels, paste(masks, boxes, self.size) >= cfg.mask_thr_binary]
-
-
-def decode(anchors: Tensor, deltas: Tensor, coder: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Boxes (N, 4) at anchors (N, 4), moved and stretched by deltas (N, 4) and cut off at the border (https://arxiv.org/abs/1311.2524)."""
-    deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
-    centre, length = (anchors[:, :2] + anchors[:, 2:]) * 0.5, anchors[:, 2:] - anchors[:, :2]
-    limit = abs(math.log(16 / 1000))
-    centre, length = centre + length * deltas[:, :2], length * deltas[:, 2:].clamp(-limit, limit).exp()
-    boxes = torch.cat([centre - length * 0.5, centre + length * 0.5], 1)
-    if not coder.clip_border:
-        return boxes
-    height, width = size
-    return torch.stack([boxes[:, 0].clamp(0, width), boxes[:, 1].clamp(0, height), boxes[:, 2].clamp(0, width),
-                        boxes[:, 3].clamp(0, height)], 1)
-
-
-def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict, limit: int, threshold: float | None = None,
-             min_size: float = -1) -> Tensor:
-    """Indices of the best boxes, best first: NMS in each group, of those above the threshold and the size."""
-    valid = torch.ones_like(scores, dtype=torch.bool) if threshold is None else scores > threshold
-    if min_size >= 0:
-        valid = valid & (boxes[:, 2:] - boxes[:, :2] > min_size).all(1)
-    if not cfg.get('class_agnostic', False):
-        # groups are moved apart; by how much is rounding, and so as MMDetection does it
-        boxes = boxes + (groups.to(boxes) * (torch.where(valid[:, None], boxes, 0).max() + 1))[:, None]
-    index = valid.nonzero()[:, 0]
-    return index[nms(boxes[index], scores[index], cfg['iou_threshold'])][:limit]
-
-
-def pool(extractor: nn.Module, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """Windows (N, C, S, S) of the maps at boxes (N, 4), each from the level that suits its size (https://arxiv.org/abs/1612.03144)."""
-    layers = extractor.roi_layers
-    rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
-    scale = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    levels = (scale / extractor.finest_scale + 1e-6).log2().floor().clamp(0, len(layers) - 1)
-    found = 0
-    for i, layer in enumerate(layers):
-        here = levels == i
-        # boxes of other levels shrink to nothing, which costs next to nothing; selecting would make lengths that depend on the image
-        windows = roi_align(maps[i], rois * here[:, None], layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
-        found = found + windows * here[:, None, None, None]
-    return found
-
-
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (N, S, S) of boxes (N, 4), bilinearly enlarged into images (N, H, W) that are 0 outside.
-
-    Interpolation is a product with a matrix for the rows and one for the columns.
-    """
-    def weights(low: Tensor, high: Tensor, cells: int, length: int) -> Tensor:
-        """(N, length, cells): how much of each cell is in each pixel."""
-        pixels = torch.arange(length, device=boxes.device) + 0.5
-        at = (pixels - low[:, None]) / (high - low).clamp(min=1e-6)[:, None] * cells - 0.5
-        return (1 - (at[..., None] - torch.arange(cells, device=boxes.device)).abs()).clamp(min=0)
-
-    (height, width), (rows, columns) = size, masks.shape[1:]
-    left, top, right, bottom = boxes.unbind(1)
-    return weights(top, bottom, rows, height) @ masks @ weights(left, right, columns, width).transpose(1, 2)
-
-
-def _check_anchor_head(model: nn.Module, head: nn.Module) -> None:
-    from mmdet.models.dense_heads import AnchorHead, RPNHead
-    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-    base = RPNHead if isinstance(head, RPNHead) else BaseDenseHead
-    if not isinstance(head, AnchorHead) or hasattr(head, 'loss_centerness') or not all(
-            _inherits(head, base, name) for name in ('predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')):
-        raise ValueError(_refusal(model, f'{type(model).__name__} with {type(head).__name__}'))
-    _check_coder(model, head)
-    if head.test_cfg.get('nms_pre', -1) <= 0:
-        raise ValueError(f'test_cfg.nms_pre={head.test_cfg.get("nms_pre")}: expected the number of candidates of a level')
-    _check_nms(model, head.test_cfg.get('nms'))
-
-
-def _check_roi_head(model: nn.Module, head: nn.Module) -> None:
-    from mmdet.models.roi_heads import StandardRoIHead
-    from mmdet.models.roi_heads.bbox_heads import BBoxHead
-    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-    kinds = [(head.bbox_roi_extractor, SingleRoIExtractor, 'forward')] if type(head) is StandardRoIHead else [(head, type(None), '')]
-    if type(head) is StandardRoIHead:
-        kinds.append((head.bbox_head, BBoxHead, '_predict_by_feat_single'))
-        if head.with_mask:
-            kinds += [(head.mask_roi_extractor, SingleRoIExtractor, 'forward'), (head.mask_head, FCNMaskHead, '_predict_by_feat_single')]
-    for part, kind, method in kinds:
-        if not isinstance(part, kind) or not _inherits(part, kind, method):
-            raise ValueError(_refusal(model, f'{type(model).__name__} with {type(part).__name__}'))
-    _check_coder(model, head.bbox_head)
-    if head.bbox_head.custom_cls_channels:
-        raise ValueError(_refusal(model, f'{type(model).__name__} with {type(head.bbox_head.loss_cls).__name__}'))
-    _check_nms(model, head.test_cfg.nms)
-
-
-def _check_coder(model: nn.Module, head: nn.Module) -> None:
-    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
-    if type(head.bbox_coder) is not DeltaXYWHBBoxCoder or head.bbox_coder.add_ctr_clamp:
-        raise ValueError(_refusal(model, f'{type(model).__name__} with {type(head.bbox_coder).__name__}'))
-
-
-def _check_nms(model: nn.Module, cfg: dict | None) -> None:
-    if not cfg or cfg.get('type', 'nms') != 'nms' or not set(cfg) <= {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}:
-        raise ValueError(_refusal(model, f'{type(model).__name__} with test_cfg.nms={cfg}'))
-
-
-def _inherits(part: nn.Module, base: type, method: str) -> bool:
-    return getattr(type(part), method) is getattr(base, method)
-
-
-def _kind(model: nn.Module, head: str) -> str:
-    part = getattr(model, head, None)
-    return type(model).__name__ + ('' if part is None else f' with {type(part).__name__}')
-
-
-def _refusal(model: nn.Module, what: str) -> str:
-    return (f'{what} cannot be exported as a whole: expected one stage with anchors (RetinaNet), or Faster or Mask R-CNN, with plain NMS. '
-            'vitzoo.mm.deploy.raw exports the maps of its dense head, before boxes are made of them')

@@ -1,4 +1,4 @@
-"""Train micro backbones at equal budget on digit scenes, and report: make bench-dense, or python tools/bench_dense.py --help"""
+"""Train micro backbones at equal budget on digit scenes, and report: make bench-dense, or python -m benchmarks.dense --help"""
 import argparse
 import sys
 import warnings
@@ -7,13 +7,17 @@ warnings.simplefilter('ignore')  # mmcv and timm deprecate a lot on import
 
 
 def main() -> int:
-    from vitzoo.mm import bench
-    parser = argparse.ArgumentParser(description='Train micro backbones at equal budget on digit scenes; finished rows are skipped.')
-    parser.add_argument('--models', nargs='+', default=[], metavar='MODEL', help=f'some of {", ".join(bench.MODELS)}; default all')
-    parser.add_argument('--tasks', nargs='+', default=[], metavar='TASK', help=f'some of {", ".join(bench.TASKS)}; default all')
+    from .plan import MODELS, TASKS, select
+    from .report import report
+    from .rows import read_rows
+    from .run import run
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.dense', description='Train micro backbones at equal budget on digit scenes; finished rows are skipped.')
+    parser.add_argument('--models', nargs='+', default=[], metavar='MODEL', help=f'some of {", ".join(MODELS)}; default all')
+    parser.add_argument('--tasks', nargs='+', default=[], metavar='TASK', help=f'some of {", ".join(TASKS)}; default all')
     parser.add_argument('--seeds', nargs='+', type=int, default=[], metavar='SEED', help='default 0 1 2')
     parser.add_argument('--jobs', type=int, help='processes side by side, one thread each; default one a core')
-    parser.add_argument('--csv', default='docs/bench_dense.csv', help='rows (default: %(default)s)')
+    parser.add_argument('--csv', default='benchmarks/dense/results.csv', help='rows (default: %(default)s)')
     parser.add_argument('--page', default='docs/bench_dense.md', help='tables go between its markers (default: %(default)s)')
     parser.add_argument('--picture', default='docs/bench_dense.png', help='plot (default: %(default)s)')
     parser.add_argument('--out', default='runs/bench_dense', help='logs and weights (default: %(default)s)')
@@ -23,11 +27,11 @@ def main() -> int:
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
     try:
-        failures = {} if args.report_only else bench.run(
-            bench.select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
+        failures = {} if args.report_only else run(
+            select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
             iterations=args.iterations, preset=args.preset)
-        if bench.read_rows(args.csv):
-            print(*bench.report(args.csv, args.page, args.picture), sep='\n')
+        if read_rows(args.csv):
+            print(*report(args.csv, args.page, args.picture), sep='\n')
     except (ValueError, ImportError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 2

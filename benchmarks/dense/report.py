@@ -1,0 +1,90 @@
+"""Tables, a plot and a verdict from the rows."""
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+
+from vitzoo_runtime.files import replacing
+
+from .plan import BASELINE, FAMILIES, MODELS, TASKS
+from .rows import read_rows
+
+START, END = '<!-- results -->', '<!-- end of results -->'
+
+
+def summarise(rows: Iterable[dict[str, str]]) -> dict[tuple[str, str], dict[str, tuple[float, float, float]]]:
+    """(model, task) to column to median, lowest and highest over the seeds, in the order of `MODELS` and `TASKS`."""
+    rows, result = list(rows), {}
+    for model, task in itertools.product(MODELS, TASKS):
+        mine = [row for row in rows if (row['model'], row['task']) == (model, task)]
+        if mine:
+            values = {name: [float(row[name]) for row in mine] for name in (*TASKS[task].metrics, 'params', 'macs', 'cpu_seconds')}
+            result[model, task] = {name: (median(v), min(v), max(v)) for name, v in values.items()}
+            result[model, task]['seeds'] = (len(mine),) * 3
+    return result
+
+
+def table(rows: Iterable[dict[str, str]]) -> str:
+    """The results in Markdown: median [lowest, highest] over the seeds, bold where the best median is; one table a task."""
+    summary, lines = summarise(rows), []
+    for task, spec in TASKS.items():
+        models = [model for model in MODELS if (model, task) in summary]
+        if not models:
+            continue
+        what = 'classifier' if task == 'classification' else 'backbone'
+        names = ' | '.join(name.replace('_', ' ') for name in spec.metrics)
+        lines += [f'**{spec.title}** (bar: {spec.bar:g})', '',
+                  f'| model | {names} | seeds | {what} parameters, M | {what} MACs, M | CPU seconds |',
+                  f'| --- |{" ---: |" * (len(spec.metrics) + 4)}']
+        best = {name: max(summary[model, task][name][0] for model in models) for name in spec.metrics}
+        for model in models:
+            s = summary[model, task]
+            cells = []
+            for name in spec.metrics:
+                middle, low, high = (f'{v:.{spec.digits}f}' for v in s[name])
+                cells.append((f'**{middle}**' if s[name][0] == best[name] else middle) + (f' [{low}, {high}]' if s['seeds'][0] > 1 else ''))
+            lines.append(f'| {model} | {" | ".join(cells)} | {s["seeds"][0]:g} | {s["params"][0] / 1e6:.2f} | {s["macs"][0] / 1e6:.1f} | '
+                         f'{s["cpu_seconds"][0]:.0f} |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def verdict(rows: Iterable[dict[str, str]]) -> list[str]:
+    """What the bars say, a sentence each; the first word is 'holds', 'fails' or 'open' (not all families have rows)."""
+    summary, sentences, wins = summarise(rows), [], []
+    for task, spec in TASKS.items():
+        metric = next(iter(spec.metrics))
+        medians = {model: summary[model, task][metric][0] for model in MODELS if (model, task) in summary}
+        low = [f'{model} {medians[model]:.{spec.digits}f}' for model in FAMILIES if model in medians and medians[model] < spec.bar]
+        state = 'fails' if low else 'holds' if set(FAMILIES) <= set(medians) else 'open'
+        sentences.append(f'{state}: {spec.title} of every family at least {spec.bar:g}' + (f' ({", ".join(low)})' if low else ''))
+        wins += [f'{model} in {task}' for model in FAMILIES if medians.get(model, -1) > medians.get(BASELINE, 1e9)]
+    sentences.append(f'{"holds" if wins else "open"}: a family above {BASELINE} ({", ".join(wins) or "none so far"})')
+    return sentences
+
+
+def report(path: str | Path, page: str | Path, picture: str | Path) -> list[str]:
+    """Write the tables between the markers of a Markdown page (made if there is none) and draw quality against MACs; gives `verdict`.
+
+    Raises ValueError if there is no row, or if the page has no markers.
+    """
+    from vitzoo.viz.pareto import Point, draw_pareto
+    rows, page = read_rows(path), Path(page)
+    if not rows:
+        raise ValueError(f'{path} has no rows; train some first')
+    text = page.read_text(encoding='utf-8') if page.exists() else f'{START}\n{END}\n'
+    if not 0 <= text.find(START) < text.find(END):
+        raise ValueError(f'{page} has no {START} followed by {END} to write the tables between')
+    before, after = text[:text.index(START)], text[text.index(END):]
+    with replacing(page) as temporary:
+        temporary.write_text(f'{before}{START}\n\n{table(rows)}\n{after}', encoding='utf-8')
+    summary, panels = summarise(rows), {}
+    for task, spec in TASKS.items():
+        metric = next(iter(spec.metrics))
+        points = [Point(model, summary[model, task]['macs'][0] / 1e6, *summary[model, task][metric])
+                  for model in MODELS if (model, task) in summary]
+        size = next((row['input'] for row in rows if row['task'] == task), None)
+        if points:
+            panels[spec.title, f'MACs of the {"classifier" if task == "classification" else "backbone"} at {size}, M'] = points, spec.bar
+    draw_pareto(panels, picture)
+    return verdict(rows)

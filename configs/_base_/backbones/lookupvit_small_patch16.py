@@ -1,0 +1,4 @@
+# LookupViT-S/16, columnar: for the recipes mask-rcnn_columnar_3x_coco and upernet_columnar_160k_ade20k. Drop path as in ViTDet.
+# No weights were published (`vitzoo info lookupvit_small_patch16` tells more): this trains from scratch, or set init_cfg to your own.
+channels = [96, 192, 384, 384]
+detection = segmentation = dict(model_name='lookupvit_small_patch16', drop_path_rate=0.1)

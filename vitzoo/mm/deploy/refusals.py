@@ -1,0 +1,92 @@
+"""What cannot be exported, and why: each check is passed in silence or ends in a ValueError that says what was expected."""
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def check_segmentor(model: nn.Module, size: Sequence[int]) -> None:
+    """An `EncoderDecoder` of MMSegmentation whose head gives logits, and for sliding windows a size that is no larger than one."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+    from mmseg.models.segmentors import EncoderDecoder
+    head = getattr(model, 'decode_head', None)
+    if not isinstance(model, EncoderDecoder) or not isinstance(head, BaseDecodeHead) or not _inherits(head, BaseDecodeHead, 'predict'):
+        raise ValueError(f'{_kind(model, "decode_head")} cannot be exported as a segmentor: expected an EncoderDecoder of MMSegmentation '
+                         'whose head gives logits. vitzoo.DenseBackbone is exported alone')
+    window = model.test_cfg.get('crop_size') if model.test_cfg.get('mode') == 'slide' else None
+    if window and any(length > limit for length, limit in zip(size, window, strict=True)):
+        raise ValueError(f'size={tuple(size)}: the model is tested on windows of {tuple(window)}; export it at that size')
+
+
+def check_detector(model: nn.Module) -> None:
+    """One stage with anchors, or Faster or Mask R-CNN, all of MMDetection, with what `boxes` computes."""
+    from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+    if isinstance(model, SingleStageDetector):
+        _check_anchor_head(model, model.bbox_head)
+    elif isinstance(model, TwoStageDetector):
+        _check_anchor_head(model, model.rpn_head)
+        _check_roi_head(model, model.roi_head)
+    else:
+        raise ValueError(_refusal(_kind(model, 'bbox_head')))
+
+
+def check_raw(model: nn.Module) -> None:
+    """A `bbox_head` or `rpn_head` that takes maps."""
+    if not any(hasattr(getattr(model, name, None), 'forward') for name in ('bbox_head', 'rpn_head')):
+        raise ValueError(f'{_kind(model, "bbox_head")} has no bbox_head or rpn_head: expected a detector of MMDetection')
+
+
+def _check_anchor_head(model: nn.Module, head: nn.Module) -> None:
+    from mmdet.models.dense_heads import AnchorHead, RPNHead
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    base = RPNHead if isinstance(head, RPNHead) else BaseDenseHead
+    if not isinstance(head, AnchorHead) or hasattr(head, 'loss_centerness') or not all(
+            _inherits(head, base, name) for name in ('predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')):
+        raise ValueError(_refusal(f'{type(model).__name__} with {type(head).__name__}'))
+    _check_coder(model, head)
+    if head.test_cfg.get('nms_pre', -1) <= 0:
+        raise ValueError(f'test_cfg.nms_pre={head.test_cfg.get("nms_pre")}: expected the number of candidates of a level')
+    _check_nms(model, head.test_cfg.get('nms'))
+
+
+def _check_roi_head(model: nn.Module, head: nn.Module) -> None:
+    from mmdet.models.roi_heads import StandardRoIHead
+    from mmdet.models.roi_heads.bbox_heads import BBoxHead
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+    kinds = [(head.bbox_roi_extractor, SingleRoIExtractor, 'forward')] if type(head) is StandardRoIHead else [(head, type(None), '')]
+    if type(head) is StandardRoIHead:
+        kinds.append((head.bbox_head, BBoxHead, '_predict_by_feat_single'))
+        if head.with_mask:
+            kinds += [(head.mask_roi_extractor, SingleRoIExtractor, 'forward'), (head.mask_head, FCNMaskHead, '_predict_by_feat_single')]
+    for part, kind, method in kinds:
+        if not isinstance(part, kind) or not _inherits(part, kind, method):
+            raise ValueError(_refusal(f'{type(model).__name__} with {type(part).__name__}'))
+    _check_coder(model, head.bbox_head)
+    if head.bbox_head.custom_cls_channels:
+        raise ValueError(_refusal(f'{type(model).__name__} with {type(head.bbox_head.loss_cls).__name__}'))
+    _check_nms(model, head.test_cfg.nms)
+
+
+def _check_coder(model: nn.Module, head: nn.Module) -> None:
+    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+    if type(head.bbox_coder) is not DeltaXYWHBBoxCoder or head.bbox_coder.add_ctr_clamp:
+        raise ValueError(_refusal(f'{type(model).__name__} with {type(head.bbox_coder).__name__}'))
+
+
+def _check_nms(model: nn.Module, cfg: dict | None) -> None:
+    if not cfg or cfg.get('type', 'nms') != 'nms' or not set(cfg) <= {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}:
+        raise ValueError(_refusal(f'{type(model).__name__} with test_cfg.nms={cfg}'))
+
+
+def _inherits(part: nn.Module, base: type, method: str) -> bool:
+    return getattr(type(part), method) is getattr(base, method)
+
+
+def _kind(model: nn.Module, head: str) -> str:
+    part = getattr(model, head, None)
+    return type(model).__name__ + ('' if part is None else f' with {type(part).__name__}')
+
+
+def _refusal(what: str) -> str:
+    return (f'{what} cannot be exported as a whole: expected one stage with anchors (RetinaNet), or Faster or Mask R-CNN, with plain NMS. '
+            'vitzoo.mm.deploy.raw exports the maps of its dense head, before boxes are made of them')
