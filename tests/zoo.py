@@ -1,0 +1,43 @@
+"""The models that tests run over: what the registry has, so that a new family is picked up without a list."""
+import functools
+import re
+
+import pytest
+import timm
+import torch
+
+import vitzoo  # noqa: F401  (registers the models)
+
+
+def module_of(name: str) -> str:
+    return timm.model_entrypoint(name).__module__
+
+
+NAMES = [name for name in timm.list_models() if module_of(name).startswith('vitzoo.')]
+MICRO = [name for name in NAMES if name.endswith('_micro')]
+FAMILIES = {module.rsplit('.')[-1]: [name for name in NAMES if module_of(name) == module] for module in sorted(map(module_of, NAMES))}
+# the micro model of each family: of several generations that with the plain name
+FIRST = {family: min((name for name in names if name in MICRO), key=len) for family, names in FAMILIES.items()}
+
+
+@functools.cache
+def is_columnar(name: str) -> bool:
+    """Whether the maps of a model, ours or timm's, have one stride."""
+    with torch.device('meta'):
+        return len({level['reduction'] for level in timm.create_model(name).feature_info}) == 1
+
+
+def is_large(name: str) -> bool:
+    """Whether a name says base or large, as of a model or of a golden case."""
+    return bool(re.search(r'_(base|large)', name))
+
+
+def slow_if(condition, names) -> list:
+    """Parameters of a test, of which those are left to `make test-all` that fulfil the condition."""
+    return [pytest.param(name, marks=pytest.mark.slow if condition(name) else ()) for name in names]
+
+
+def first_quick(names) -> list:
+    """All of them in `make test-all`, one alone in `make test`."""
+    first, *_ = names
+    return slow_if(lambda name: name != first, names)
