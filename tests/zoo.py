@@ -15,9 +15,23 @@ def module_of(name: str) -> str:
 
 NAMES = [name for name in timm.list_models() if module_of(name).startswith('vitzoo.')]
 MICRO = [name for name in NAMES if name.endswith('_micro')]
-FAMILIES = {module.rsplit('.')[-1]: [name for name in NAMES if module_of(name) == module] for module in sorted(map(module_of, NAMES))}
+FAMILIES = {module.rsplit('.')[-1]: [name for name in NAMES if module_of(name) == module] for module in sorted(set(map(module_of, NAMES)))}
 # the micro model of each family: of several generations that with the plain name
 FIRST = {family: min((name for name in names if name in MICRO), key=len) for family, names in FAMILIES.items()}
+
+
+def build(name: str, **kwargs) -> torch.nn.Module:
+    """A model in eval mode whose layer scales and running statistics are far from their initial values, which could hide a mistake."""
+    model = timm.create_model(name, **kwargs).eval()
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if 'gamma' in key or 'layer_scale' in key:
+                value.fill_(0.5)
+            elif key.endswith('running_mean'):
+                value.normal_(std=0.1)
+            elif key.endswith('running_var'):
+                value.uniform_(0.8, 1.2)
+    return model
 
 
 @functools.cache
