@@ -1,17 +1,21 @@
-# `make demo` and `make test` each set up everything they need on a fresh Linux machine with Python 3.10 or newer.
+# `make demo`, `make test` and `make docs` each set up everything they need on a fresh Linux machine with Python 3.10 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+DOCS := .venv-docs
+# two processes of one thread each (tests/conftest.py); what one of them has left to do, the other takes over
+PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
-.PHONY: demo test test-all test-timm test-mmcv bench-dense lint clean help
+.PHONY: demo test test-all test-timm test-mmcv bench-dense docs lint clean help
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (6 to 7 minutes on two cores)"
-	@echo "make test      the quick tests"
-	@echo "make test-all  all tests, the long ones too"
-	@echo "make test-timm timm's own model tests over our models"
+	@echo "make test      the quick tests and ruff (7 to 9 minutes on two cores); JOBS= processes, 2 of themselves"
+	@echo "make test-all  all tests, the long ones too, and timm's own over the micro models (somewhat over an hour on two cores)"
+	@echo "make test-timm timm's own model tests over all our models"
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
+	@echo "make docs      the pages as a site in runs/docs"
 	@echo "make bench-dense  micro backbones at equal budget on digit scenes; MODELS= TASKS= SEEDS= JOBS= choose (hours for all)"
 
 $(STAMP): setup.py requirements/pinned.txt tools/setup.sh
@@ -21,11 +25,12 @@ $(STAMP): setup.py requirements/pinned.txt tools/setup.sh
 demo: $(STAMP)
 	$(BIN)/vitzoo demo --out runs/demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+test: lint
+	$(PYTEST) -m "not slow"
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest
+test-all: lint
+	$(PYTEST)
+	$(BIN)/python tools/test_timm.py --models '*_micro'
 
 test-timm: $(STAMP)
 	$(BIN)/python tools/test_timm.py
@@ -37,8 +42,15 @@ bench-dense: $(STAMP)
 	$(BIN)/python -m benchmarks.dense $(if $(MODELS),--models $(MODELS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(JOBS),--jobs $(JOBS))
 
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/mkdocs build --strict --site-dir runs/docs
+
+$(DOCS)/.ready: requirements/docs.txt tools/setup.sh
+	PYTHON="$(PYTHON)" tools/setup.sh $(DOCS) requirements/docs.txt
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(DOCS) build *.egg-info

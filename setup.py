@@ -16,7 +16,7 @@ mm_base = [
 mm = ['mmcv-lite==2.1.0', *mm_base]  # mmcv 2.2 is refused by mmdet and mmseg
 onnx = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.31']
 viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
-dev = ['pytest>=7', 'pytest-timeout', 'ruff']
+dev = ['pytest>=7', 'pytest-timeout', 'pytest-xdist', 'ruff']
 
 setup(
     name='vitzoo',

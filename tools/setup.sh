@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Make the virtual environment in $1 with the pinned set and this package. Needs a Python of 3.10 or newer as $PYTHON (python3).
+# tools/setup.sh VENV: make a virtual environment with the pinned set and this package; with a file of requirements as second argument, with
+# these alone. Needs a Python of 3.10 or newer as $PYTHON (python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
 python=${PYTHON:-python3}
+requirements=${2:-}
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || {
     echo "vitzoo needs Python 3.10 or newer; '$python' is $("$python" --version 2>&1 || echo missing). Try: make PYTHON=python3.11 ..." >&2
@@ -18,6 +20,10 @@ if [ ! -x "$venv/bin/pip" ]; then
         rm -rf "$venv"
         apt_install python3-venv && "$python" -m venv "$venv"
     } || { echo "Could not make a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }
+fi
+
+if [ -n "$requirements" ]; then
+    exec "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
 fi
 
 echo "Installing the pinned packages into $venv (about 5 GB with PyTorch's CUDA libraries; a minute or two) ..."

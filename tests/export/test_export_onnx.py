@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import zoo
 from rich.console import Console
 from torch import nn
 
@@ -147,6 +148,31 @@ def test_the_file_is_free_of_local_paths(classifier):
 def test_any_timm_model(name, options, size, tmp_path):
     report = vitzoo.export_onnx(timm.create_model(name, **options), tmp_path / 'x.onnx', size, rounds=0)
     assert report.model == name and report.max_error <= 1e-5 and len(report.checks) == 2
+
+
+@pytest.mark.parametrize('opset, size', [(17, (224, 224)), pytest.param(20, (72, 136), marks=pytest.mark.slow)], ids=['17', '20'])
+@pytest.mark.parametrize('features_only', [False, True], ids=['classifier', 'features'])
+@pytest.mark.parametrize('name', zoo.MICRO)
+def test_every_model(name, features_only, opset, size, tmp_path):
+    """By the older exporter, and by the usual one at a size that is padded in every stage; weights show what attention sees."""
+    model = zoo.build(name, features_only=features_only)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+    report = vitzoo.export_onnx(model, tmp_path / 'model.onnx', size, opset=opset, rounds=0)
+    assert report.model == name and len(report.outputs) == (4 if features_only else 1)
+    assert [check.batch for check in report.checks] == [1, 3]
+    assert not {'Loop', 'If'} & operators(report.path) and (opset == 17 or 'Shape' not in operators(report.path))
+
+
+@pytest.mark.parametrize('name', zoo.FIRST.values())
+def test_model_of_one_size_is_refused_with_its_reason(name, tmp_path):
+    model = zoo.build(name)
+    reason = getattr(model, 'exportable_dynamic_size', True)
+    if reason is True:
+        pytest.skip('takes any size in one file')
+    with pytest.raises(ValueError, match=f'one file per size: {reason}'):
+        vitzoo.export_onnx(model, tmp_path / 'model.onnx', (72, 136), dynamic_size=True)
 
 
 def test_dynamic_size(tmp_path):

@@ -8,31 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
+import zoo
 from timm.models import VisionTransformer, get_notrace_functions, get_notrace_modules, group_parameters, list_modules
 from timm.optim import param_groups_layer_decay
 from timm.utils import reparameterize_model
 from torch import nn
+from zoo import build
 
-import vitzoo  # noqa: F401  (registers the models)
 from vitzoo.profiling import count_traffic, on_meta
 
-NAMES = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith('vitzoo.')]
-every_model = pytest.mark.parametrize('name', [pytest.param(n, marks=() if n.endswith('_micro') else pytest.mark.slow) for n in NAMES])
+every_model = pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.MICRO, zoo.NAMES))
+micro_model = pytest.mark.parametrize('name', zoo.MICRO)
 SIZES = [(224, 224), (288, 288), (64, 96), (33, 47), (160, 8)]
-
-
-def build(name, **kwargs):
-    """A model in eval mode whose layer scales and running statistics are far from their initial values, which could hide a mistake."""
-    model = timm.create_model(name, **kwargs).eval()
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if 'gamma' in key or 'layer_scale' in key:
-                value.fill_(0.5)
-            elif key.endswith('running_mean'):
-                value.normal_(std=0.1)
-            elif key.endswith('running_var'):
-                value.uniform_(0.8, 1.2)
-    return model
 
 
 def build_features(name, **kwargs):
@@ -342,7 +329,7 @@ def test_gradient_checkpointing_changes_nothing(name):
     assert_same([p.grad for p in again.parameters()], [p.grad for p in model.parameters()])
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if name.endswith('_micro')])
+@micro_model
 def test_learns(name):
     """Tells eight images of noise apart within a few steps."""
     model = timm.create_model(name, num_classes=4, drop_path_rate=0.1).train()
@@ -603,7 +590,7 @@ def test_compiles_without_graph_breaks(name, train):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++') and not shutil.which('clang++'), reason='no C++ compiler, which inductor needs on a CPU')
-@pytest.mark.parametrize('name', [name for name in NAMES if name.endswith('_micro')])
+@micro_model
 def test_compiles_with_inductor(name):
     model = build(name)
     x = image(*fit(model, 72, 104))
