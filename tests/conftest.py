@@ -1,6 +1,6 @@
 import os
 
-os.environ['OMP_NUM_THREADS'] = '1'  # before torch is imported, here and in processes that tests start: the tests themselves run side by side
+os.environ['OMP_NUM_THREADS'] = '1'  # before torch is imported, here and in what tests start: the tests run side by side themselves
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -9,15 +9,21 @@ import torch
 import vitzoo  # noqa: F401  (registers the models)
 
 
-def module_of(name: str) -> str:
-    return timm.model_entrypoint(name).__module__
+def family_of(name: str) -> str:
+    return timm.model_entrypoint(name).__module__.split('.')[-1]
 
 
-NAMES = [name for name in timm.list_models() if module_of(name).startswith('vitzoo.')]
+NAMES = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith('vitzoo.')]
 MICRO = [name for name in NAMES if name.endswith('_micro')]
-FAMILIES = {module.rsplit('.')[-1]: [name for name in NAMES if module_of(name) == module] for module in sorted(set(map(module_of, NAMES)))}
+FAMILIES = {family: [name for name in NAMES if family_of(name) == family] for family in sorted(set(map(family_of, NAMES)))}
 # the micro model of each family: of several generations that with the plain name
 FIRST = {family: min((name for name in names if name in MICRO), key=len) for family, names in FAMILIES.items()}
+
+
+def micro_of(name: str) -> str:
+    """The micro model of a model's family, and of its generation where that has one of its own."""
+    micro = [other for other in FAMILIES[family_of(name)] if other in MICRO]
+    return max(micro, key=lambda other: (len({*other.split('_')} & {*name.split('_')}), -len(other)))
 
 
 def build(name: str, **kwargs) -> torch.nn.Module:

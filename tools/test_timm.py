@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -35,9 +36,8 @@ NOT_APPLICABLE = {
     'test_model_features_pretrained': 'downloads published weights; tests/models/test_stvit.py does the same with a small hub of its own',
 }
 
-# Models of tokens at one stride. timm tells them from pyramids by a list of name patterns, which ends up in its filters.
-COLUMNAR = ['stvit_deit_*', 'lookupvit_*']
-TIMM_COLUMNAR = 'deit*'  # one of that list
+# timm tells models of tokens at one stride from pyramids by a list of name patterns, which ends up in its filters. This is one of them.
+TIMM_COLUMNAR = 'deit*'
 
 
 def download(folder: Path) -> Path:
@@ -86,12 +86,19 @@ class OurModels:
             self.outcomes[name][report.outcome] += 1
 
 
+def is_columnar(name: str) -> bool:
+    """Whether the maps of a model have one stride."""
+    with torch.device('meta'):
+        return len({level['reduction'] for level in timm.create_model(name).feature_info}) == 1
+
+
 def offer(names: set[str]) -> None:
     """Make `timm.list_models` answer with these models, and let its lists of modules (of those that have intermediates) include ours."""
     list_models = timm.list_models
+    columnar = [name for name in names if is_columnar(name)]
 
     def ours(filter='', module='', *args, exclude_filters='', **kwargs):
-        filter, exclude_filters = ([*f, *COLUMNAR] if TIMM_COLUMNAR in f else f for f in (filter, exclude_filters))
+        filter, exclude_filters = ([*f, *columnar] if TIMM_COLUMNAR in f else f for f in (filter, exclude_filters))
         return [name for name in list_models(filter, '', *args, exclude_filters=exclude_filters, **kwargs) if name.split('.')[0] in names]
 
     timm.list_models = ours

@@ -183,8 +183,8 @@ def test_baselines_cost_what_svit_costs():
     assert bench.cost('timm_swin', 'classification')['input'] == '48x48' and aim['input'] == '128x160'
 
 
-@pytest.mark.parametrize('model', bench.MODELS)
-@pytest.mark.parametrize('task', bench.TASKS)
+@pytest.mark.parametrize('model, task', [(model, 'detection') for model in bench.MODELS] + [('svit_micro', task) for task in (
+    'segmentation', 'classification')])
 def test_every_model_learns_in_every_recipe(model, task):
     torch.manual_seed(0)
     cfg = bench.row_config(model, task)

@@ -1,14 +1,14 @@
 import pytest
 import timm
 import torch
+import zoo
 from timm.layers import LayerNorm2d
 from torch import nn
 
 from vitzoo.dense import DenseBackbone
 
-HIERARCHICAL = ['svit_micro', 'stvit_micro', 'biformer_micro', 'vz_davit_micro', 'resnet10t', 'convnext_atto',
-                'swin_tiny_patch4_window7_224', 'test_efficientnet', 'pvt_v2_b0']
-COLUMNAR = ['stvit_deit_micro', 'lookupvit_micro', 'test_vit', 'deit_tiny_distilled_patch16_224', 'xcit_nano_12_p16_224']
+MODELS = [*zoo.FIRST.values(), 'resnet10t', 'convnext_atto', 'swin_tiny_patch4_window7_224', 'test_efficientnet', 'pvt_v2_b0', 'test_vit',
+          'deit_tiny_distilled_patch16_224', 'xcit_nano_12_p16_224']
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def image(*size, in_chans=3):
     return torch.rand(1, in_chans, *size)
 
 
-@pytest.mark.parametrize('name', HIERARCHICAL + COLUMNAR)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('size', [(130, 158), (64, 96)])
 def test_maps_have_ceil_of_size_by_stride(name, size):
     model = DenseBackbone(name).eval()
@@ -32,9 +32,8 @@ def test_maps_have_ceil_of_size_by_stride(name, size):
     assert all(m.is_contiguous() for m in maps)
 
 
-@pytest.mark.parametrize('name', HIERARCHICAL + COLUMNAR)
-@pytest.mark.parametrize('out_norm', [True, 'layer'])
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2), (0,)])
+@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('out_indices, out_norm', [((0, 1, 2, 3), True), ((1, 2), 'layer'), ((0,), True)])
 def test_every_parameter_gets_a_gradient(name, out_indices, out_norm):
     model = DenseBackbone(name, out_indices, out_norm=out_norm)
     sum((m ** 2).sum() for m in model(torch.rand(2, 3, 64, 64))).backward()
@@ -194,7 +193,7 @@ def test_missing_strides_are_named():
     assert DenseBackbone('vit_small_patch14_dinov2', (0, 2), patch_size=16).out_channels == (96, 384)
 
 
-@pytest.mark.parametrize('name', COLUMNAR)
+@pytest.mark.parametrize('name', filter(zoo.is_columnar, MODELS))
 def test_columnar_model_keeps_its_grid(name):
     """The level of its stride is the last map itself, but for a norm over channels that is new."""
     level = 1 if name == 'lookupvit_micro' else 2

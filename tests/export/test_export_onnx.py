@@ -126,11 +126,10 @@ def test_height_and_width_are_static_and_no_shape_is_computed(classifier, featur
 
 
 def test_static_batch(tmp_path):
-    model = timm.create_model('svit_micro', num_classes=7, depths=(1, 1, 1, 1))
-    report = vitzoo.export_onnx(model, tmp_path / 'static.onnx', (64, 96), dynamic_batch=False, rounds=0)
+    report = vitzoo.export_onnx(Tiny(), tmp_path / 'static.onnx', (64, 96), dynamic_batch=False, rounds=0)
     assert [c.batch for c in report.checks] == [1] * 4
     assert 'Shape' not in operators(report.path)
-    assert run(report.path, torch.randn(1, 3, 64, 96))['logits'].shape == (1, 7)
+    assert run(report.path, torch.randn(1, 3, 64, 96))['logits'].shape == (1, 5)
 
 
 def test_the_file_is_free_of_local_paths(classifier):
@@ -139,7 +138,7 @@ def test_the_file_is_free_of_local_paths(classifier):
 
 
 @pytest.mark.parametrize('name, options, size', [
-    ('resnet10t', {}, 64), ('test_vit', {}, 160),
+    ('test_vit', {}, 160), pytest.param('resnet10t', {}, 64, marks=pytest.mark.slow),
     pytest.param('repghostnet_050', {}, 64, marks=pytest.mark.slow),
     pytest.param('fastvit_t8', {}, 64, marks=pytest.mark.slow),
     pytest.param('deit_tiny_patch16_224', {}, 224, marks=pytest.mark.slow),
@@ -158,11 +157,12 @@ def test_every_model(name, features_only, opset, size, tmp_path):
     model = zoo.build(name, features_only=features_only)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
-    report = vitzoo.export_onnx(model, tmp_path / 'model.onnx', size, opset=opset, rounds=0)
+            nn.init.normal_(module.weight, std=0.5 * module.in_features ** -0.5)
+    report = vitzoo.export_onnx(model, tmp_path / 'model.onnx', size, opset=opset, dynamic_batch=not features_only, rounds=0)
     assert report.model == name and len(report.outputs) == (4 if features_only else 1)
-    assert [check.batch for check in report.checks] == [1, 3]
-    assert not {'Loop', 'If'} & operators(report.path) and (opset == 17 or 'Shape' not in operators(report.path))
+    assert [check.batch for check in report.checks] == ([1] * 4 if features_only else [1, 3])
+    assert not {'Loop', 'If'} & operators(report.path)
+    assert 'Shape' not in operators(report.path) or opset == 17 or not features_only  # a static file of the usual exporter has none
 
 
 @pytest.mark.parametrize('name', zoo.FIRST.values())

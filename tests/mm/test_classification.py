@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import zoo
 from PIL import Image
 
 import vitzoo
@@ -17,12 +18,6 @@ from vitzoo.mm import Accuracy, Classifier, ImageFolder, RepeatAugSampler, confi
 from vitzoo.mm.config import CONFIGS  # noqa: E402
 
 RECIPES = sorted(f'classification/{p.stem}' for p in CONFIGS.glob('classification/*_in1k.py'))
-MICRO = {'svit': 'svit_micro', 'biformer': 'biformer_micro', 'vz_davit': 'vz_davit_micro', 'stvit': 'stvit_micro',
-         'stvit_deit': 'stvit_deit_micro', 'lookupvit': 'lookupvit_micro', 'biformer_stl_nchw': 'biformer_nchw_micro'}
-
-
-def micro_of(model_name):
-    return MICRO[max((family for family in MICRO if model_name.startswith(family)), key=len)]
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +40,7 @@ def test_recipe_builds_and_learns(name):
     with torch.device('meta'):
         assert MODELS.build(cfg.model).model.num_classes == 1000
 
-    cfg.model.model_name = micro_of(cfg.model.model_name)
+    cfg.model.model_name = zoo.micro_of(cfg.model.model_name)
     model = MODELS.build(cfg.model).train()
     loss = model(torch.randn(2, 3, 64, 64), torch.tensor([0, 999]), mode='loss')['loss']
     assert loss.item() == pytest.approx(math.log(1000), rel=0.2)  # all classes alike, before any step

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import zoo
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -17,8 +18,7 @@ from vitzoo.mm import config_path, deploy, setup  # noqa: E402
 from vitzoo.mm.deploy.modules import MatrixPool  # noqa: E402
 
 SIZE = (64, 96)
-FAMILIES = ['svit_micro', *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    'stvit_micro', 'biformer_micro', 'vz_davit_micro', 'stvit_deit_micro', 'lookupvit_micro'))]
+FAMILIES = zoo.slow_if(lambda name: name != 'svit_micro', zoo.FIRST.values())
 HEADS = ['retinanet', pytest.param('mask-rcnn', marks=pytest.mark.slow)]
 
 

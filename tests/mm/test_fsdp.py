@@ -2,13 +2,14 @@
 import pytest
 import timm
 import torch
+import zoo
 
 pytest.importorskip('mmengine')
 from mmengine.optim import OptimWrapper  # noqa: E402
 
 from vitzoo.mm import Classifier, FSDPStrategy  # noqa: E402
 
-FAMILIES = ['svit_micro', 'biformer_micro', 'vz_davit_micro', 'stvit_micro', 'stvit_deit_micro', 'lookupvit_micro']
+FAMILIES = list(zoo.FIRST.values())
 
 
 @pytest.fixture(scope='module')

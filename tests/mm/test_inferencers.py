@@ -1,6 +1,7 @@
 """What mmdet and mmseg offer for trained models works on saved configs and checkpoints of every family, in their own code."""
 import pytest
 import torch
+import zoo
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -8,8 +9,7 @@ from mmengine.runner import Runner  # noqa: E402
 
 from vitzoo.mm import config_path, set_backbone, setup  # noqa: E402
 
-FAMILIES = ['svit_micro', 'lookupvit_micro', *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    'stvit_micro', 'stvit_deit_micro', 'biformer_micro', 'vz_davit_micro'))]
+FAMILIES = zoo.slow_if(lambda name: name not in ('svit_micro', 'lookupvit_micro'), zoo.FIRST.values())
 CONFIGS = {
     'detection': 'detection/mask-rcnn_svit_micro_digits',
     'segmentation': 'segmentation/upernet_svit_micro_digits',

@@ -2,12 +2,12 @@
 import pytest
 import timm
 import torch
+import zoo
 
 pytest.importorskip('mmengine')
 from vitzoo.mm import Backbone, Classifier, LayerDecayConstructor  # noqa: E402
 
-NAMES = ['svit_micro', 'biformer_micro', 'vz_davit_micro', 'stvit_micro', 'stvit_deit_micro', 'lookupvit_micro',
-         'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224', 'resnet10t']
+NAMES = [*zoo.FIRST.values(), 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224', 'resnet10t']
 DECAY, WEIGHT_DECAY = 0.5, 0.1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import zoo
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -76,11 +77,8 @@ def test_resumed_training_draws_the_same_random_numbers(digits, tmp_path):
     assert any(not torch.equal(value, whole[name]) for name, value in other.items())
 
 
-FAMILIES = ['svit_micro', 'biformer_micro', 'vz_davit_micro', 'stvit_micro', 'stvit_deit_micro', 'lookupvit_micro']
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', zoo.FIRST.values())
 def test_learns_in_bfloat16(digits, name):
     """A step of a detector under autocast on a CPU, the nearest to mixed precision on a GPU."""
     torch.manual_seed(0)

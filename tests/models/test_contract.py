@@ -1,4 +1,4 @@
-"""What every model promises, whatever its family. The micro variants are quick; the others run in the long suite."""
+"""What every model promises, whatever its family. The micro models are quick; the others run in the long suite."""
 import copy
 import io
 import pickle
@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import zoo
+from timm.layers import DropPath
 from timm.models import VisionTransformer, get_notrace_functions, get_notrace_modules, group_parameters, list_modules
 from timm.optim import param_groups_layer_decay
 from timm.utils import reparameterize_model
@@ -17,6 +18,7 @@ from zoo import build
 
 from vitzoo.profiling import count_traffic, on_meta
 
+# what the numbers of a variant could break is asked of every model, what is the code's alone of the micro ones
 every_model = pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.MICRO, zoo.NAMES))
 micro_model = pytest.mark.parametrize('name', zoo.MICRO)
 SIZES = [(224, 224), (288, 288), (64, 96), (33, 47), (160, 8)]
@@ -47,6 +49,12 @@ def fit(model, height=64, width=64):
 
 def sizes(model):
     return [fit(model, *size) for size in SIZES] + [minimum(model)]
+
+
+def blocks_of(model):
+    """The modules that drop paths, outermost ones."""
+    paths = [path for path, m in model.named_modules() if hasattr(m, 'drop_path') or hasattr(m, 'drop_path1')]
+    return [model.get_submodule(path) for path in paths if path.rpartition('.')[0] not in paths]
 
 
 def is_columnar(model):
@@ -100,7 +108,7 @@ def test_features_train(name):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
-@every_model
+@micro_model
 def test_too_small_an_image_is_refused(name):
     model, features = build(name), build(name, features_only=True)
     h, w = minimum(model)
@@ -110,7 +118,7 @@ def test_too_small_an_image_is_refused(name):
                 forward(image(*size))
 
 
-@every_model
+@micro_model
 @pytest.mark.parametrize('x, message', [
     (torch.randn(3, 64, 64), r'3 dimensions'),
     (torch.randn(1, 64, 64, 3), r'Expected 3 channels, got 64'),
@@ -124,7 +132,7 @@ def test_bad_image_is_refused(name, x, message):
             forward(x)
 
 
-@every_model
+@micro_model
 def test_nan_stays_nan_in_its_image(name):
     model = build(name)
     x = image(*fit(model))
@@ -134,7 +142,7 @@ def test_nan_stays_nan_in_its_image(name):
     assert y[0].isfinite().all() and y[1].isnan().all()
 
 
-@every_model
+@micro_model
 @pytest.mark.parametrize('in_chans', [1, 4])
 def test_input_channels(name, in_chans):
     model = build(name, in_chans=in_chans)
@@ -145,7 +153,7 @@ def test_input_channels(name, in_chans):
 
 # ---- head
 
-@every_model
+@micro_model
 def test_head_is_replaced(name):
     model = build(name)
     x = image(*fit(model))
@@ -168,7 +176,7 @@ def test_head_is_replaced(name):
         assert model(x).shape == (2, 3)
 
 
-@every_model
+@micro_model
 def test_classifier_acts_on_pre_logits(name):
     model = build(name)
     if isinstance(model.get_classifier(), tuple):
@@ -179,7 +187,7 @@ def test_classifier_acts_on_pre_logits(name):
         assert_same(model.get_classifier()(pre_logits), model(x))
 
 
-@every_model
+@micro_model
 @pytest.mark.parametrize('global_pool, width', [('avg', 1), ('max', 1), ('avgmax', 1), ('catavgmax', 2), ('fast', 1)])
 def test_pooling(name, global_pool, width):
     if is_columnar(build(name)):
@@ -192,7 +200,7 @@ def test_pooling(name, global_pool, width):
         assert model.forward_head(model.forward_features(x), pre_logits=True).shape == (2, model.head_hidden_size)
 
 
-@every_model
+@micro_model
 def test_no_classifier(name):
     with torch.no_grad():
         model = build(name, num_classes=0)
@@ -255,7 +263,7 @@ def test_pruned_model_keeps_its_features(name, index):
     assert len(pruned.state_dict()) < len(model.state_dict()) or index == len(model.feature_info) - 1
 
 
-@every_model
+@micro_model
 def test_unknown_level_or_layout_is_refused(name):
     model = build(name)
     x = image(*fit(model))
@@ -268,7 +276,7 @@ def test_unknown_level_or_layout_is_refused(name):
 
 # ---- same input, same answer
 
-@every_model
+@micro_model
 def test_two_runs_agree(name):
     model = build(name)
     x = image(*fit(model))
@@ -288,7 +296,7 @@ def test_one_image_alone_and_in_a_batch_agree(name):
                 assert_same(model.forward_intermediates(x[i:i + 1], intermediates_only=True), [m[i:i + 1] for m in maps])
 
 
-@every_model
+@micro_model
 def test_memory_layout_of_the_image_does_not_matter(name):
     model = build(name)
     x = image(*fit(model, 64, 96))
@@ -299,7 +307,7 @@ def test_memory_layout_of_the_image_does_not_matter(name):
         assert_same(copy.deepcopy(model).to(memory_format=torch.channels_last)(x), y)
 
 
-@every_model
+@micro_model
 def test_drops_follow_the_seed_and_stop_in_eval(name):
     model = build(name, drop_rate=0.3, drop_path_rate=0.5)
     plain = build(name)
@@ -314,6 +322,27 @@ def test_drops_follow_the_seed_and_stop_in_eval(name):
             runs.append(model(x))
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
     assert not torch.allclose(runs[0], runs[2])
+
+
+@every_model
+def test_drop_path_grows_block_by_block(name):
+    model = timm.create_model(name, drop_path_rate=0.4)
+    rates = [[m.drop_prob for m in block.modules() if isinstance(m, DropPath)] or [0.] for block in blocks_of(model)]
+    assert all(rate == of_block[0] for of_block in rates for rate in of_block)
+    assert len(rates) > 2 and [of_block[0] for of_block in rates] == pytest.approx([0.4 * i / (len(rates) - 1) for i in range(len(rates))])
+
+
+@every_model
+def test_maps_stay_channels_last(name):
+    """No block may leave a map in another memory order, which the next one would copy."""
+    model, seen = build(name), []
+    if is_columnar(model):
+        pytest.skip('has tokens, not maps')
+    for block in blocks_of(model):
+        block.register_forward_hook(lambda module, args, out: seen.extend(x for x in (*args, out) if isinstance(x, torch.Tensor)))
+    with torch.no_grad():
+        model(image(*fit(model, 128, 100)))
+    assert seen and all(x.is_contiguous() for x in seen)
 
 
 @every_model
@@ -347,7 +376,7 @@ def test_learns(name):
 
 # ---- state
 
-@every_model
+@micro_model
 def test_save_and_load(name, tmp_path):
     from safetensors.torch import load_file, save_file
     model = build(name)
@@ -401,7 +430,7 @@ def test_built_without_memory_and_filled(name):
         assert_same(empty(x), model(x), 0)
 
 
-@every_model
+@micro_model
 @pytest.mark.parametrize('kwargs', [dict(device='meta'), dict(dtype=torch.float64)])
 def test_device_and_dtype_of_construction(name, kwargs):
     model = timm.create_model(name, **kwargs).eval()
@@ -412,7 +441,7 @@ def test_device_and_dtype_of_construction(name, kwargs):
     assert y.dtype == x.dtype and y.device == x.device
 
 
-@every_model
+@micro_model
 def test_counted_without_memory_then_run(name):
     """A forward on meta leaves nothing behind that a forward on the CPU would stumble over."""
     model = build(name)
@@ -426,7 +455,7 @@ def test_counted_without_memory_then_run(name):
     assert y.isfinite().all()
 
 
-@every_model
+@micro_model
 def test_dtype_may_change_after_a_forward(name):
     model = build(name)
     x = image(*fit(model, 64, 96))
@@ -436,7 +465,7 @@ def test_dtype_may_change_after_a_forward(name):
         assert_same(model.float()(x), y)
 
 
-@every_model
+@micro_model
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_half_precision(name, dtype, tolerance):
     model = build(name)
@@ -452,7 +481,7 @@ def test_half_precision(name, dtype, tolerance):
             assert_same(model(x).float(), logits, tolerance)
 
 
-@every_model
+@micro_model
 def test_half_precision_trains(name):
     model = build(name).train()
     with torch.autocast('cpu', torch.bfloat16):
@@ -461,7 +490,7 @@ def test_half_precision_trains(name):
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-@every_model
+@micro_model
 def test_threads_share_a_model(name):
     model = build(name)
     images = [image(*fit(model, 32 * (i % 4 + 1), 32 * (i % 3 + 1) + i), batch=1) for i in range(6)]
@@ -473,13 +502,13 @@ def test_threads_share_a_model(name):
 
 # ---- options
 
-@every_model
+@micro_model
 def test_unknown_option_is_a_type_error(name):
     with pytest.raises(TypeError, match='no_such_option'):
         timm.create_model(name, no_such_option=1)
 
 
-@every_model
+@micro_model
 @pytest.mark.parametrize('kwargs', [
     dict(in_chans=0), dict(num_classes=-1), dict(global_pool='no_such_pool'), dict(drop_rate=1.5), dict(drop_path_rate=-0.1),
 ], ids=str)
@@ -492,7 +521,7 @@ def test_bad_value_is_a_value_error(name, kwargs):
             timm.create_model(name).reset_classifier(**{'num_classes': 2, **kwargs})
 
 
-@every_model
+@micro_model
 def test_classes_need_pooling(name):
     model = build(name)
     if isinstance(model, VisionTransformer):
@@ -562,7 +591,7 @@ def test_folded_model_is_the_same_and_does_less(name):
     assert after.operators <= before.operators and after.bytes < before.bytes
 
 
-@every_model
+@micro_model
 def test_folded_features(name):
     features = build(name, features_only=True)
     x = image(*fit(features.model, 64, 96))
@@ -572,8 +601,8 @@ def test_folded_features(name):
         assert_same(reparameterize_model(features)(x), features(x))
 
 
-@every_model
-@pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
+@micro_model
+@pytest.mark.parametrize('train', [pytest.param(False, marks=pytest.mark.slow), True], ids=['eval', 'train'])
 def test_compiles_without_graph_breaks(name, train):
     model = build(name).train(train)
     x = image(*fit(model, 72, 104))
@@ -599,8 +628,9 @@ def test_compiles_with_inductor(name):
         assert_same(torch.compile(copy.deepcopy(model), fullgraph=True)(x), model(x))
 
 
-@every_model
-@pytest.mark.parametrize('strict, size', [(False, (72, 136)), (True, (72, 168))], ids=['non_strict', 'strict'])
+@micro_model
+@pytest.mark.parametrize('strict, size', [
+    (False, (72, 136)), pytest.param(True, (72, 168), marks=pytest.mark.slow)], ids=['non_strict', 'strict'])
 def test_exports_then_runs_eagerly(name, strict, size):
     """Batch stays free, and nothing made while tracing is left in the model (the sizes occur nowhere else)."""
     model = build(name)
@@ -612,7 +642,7 @@ def test_exports_then_runs_eagerly(name, strict, size):
         assert_same(program.module()(x), model(x))
 
 
-@every_model
+@micro_model
 def test_traced_by_fx(name):
     """As timm does it: what has control flow in it stays a leaf."""
     feature_extraction = pytest.importorskip('torchvision.models.feature_extraction')

@@ -7,14 +7,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.utils import reparameterize_model
 from torch import nn
 
 import vitzoo
 from vitzoo.dense import DenseBackbone
 from vitzoo.models import davit
 from vitzoo.models.davit import (
-    Block,
     ChannelAttention,
     ConvPosEnc,
     DaViT,
@@ -432,60 +430,19 @@ def on_meta(name, **kwargs):
         return timm.create_model(name, **kwargs).eval()
 
 
-@pytest.mark.parametrize('name, params', [
-    ('vz_davit_tiny', 28_360_168), ('vz_davit_small', 49_745_896), ('vz_davit_base', 87_954_408), ('vz_davit_large', 196_811_752),
-])
-def test_published_number_of_parameters(name, params):
-    assert sum(p.numel() for p in on_meta(name).parameters()) == params
-
-
 def test_parameters_of_florence_s_tower():
     model = on_meta('vz_davit_base_fl')
     assert sum(p.numel() for n, p in model.named_parameters() if not n.startswith('head.fc.')) == 90_370_048
 
 
-@pytest.mark.parametrize('name, size, gflops', [
-    ('vz_davit_tiny', 224, 4.540244736), ('vz_davit_small', 224, 8.800488192), ('vz_davit_base', 224, 15.510430720),
-    ('vz_davit_large', 384, 102.966676992),
-])
-def test_published_operations(name, size, gflops):
-    """The published count includes LayerNorm (0.4 % of DaViT-T)."""
-    assert vitzoo.profile(on_meta(name), size).macs / 1e9 == pytest.approx(gflops, rel=0.01)
-
-
-@pytest.mark.parametrize('size, least', [(224, 0.002), (512, 0.025), ((800, 1216), 0.03)])
+@pytest.mark.parametrize('size, least', [(224, 0.002), (512, 0.025), pytest.param((800, 1216), 0.03, marks=pytest.mark.slow)])
 def test_fewer_operations_than_the_plain_computation(size, least):
     """By the merged channel map, and at large sizes the merged values: the saving grows with the map."""
     ours, theirs = (vitzoo.profile(on_meta(name), size).macs for name in ('vz_davit_tiny', 'davit_tiny'))
     assert ours < (1 - least) * theirs
 
 
-@pytest.mark.parametrize('fold, megabytes, operators', [(False, 138, 218), (True, 138, 194)])
-def test_memory_traffic(fold, megabytes, operators):
-    """timm's davit_tiny moves 196 MB an image in 301 operators."""
-    model = on_meta('vz_davit_tiny')
-    cost = vitzoo.profile(reparameterize_model(model) if fold else model, 224)
-    assert cost.bytes_moved / 1e6 <= megabytes and cost.operators <= operators
-    theirs = vitzoo.profile(on_meta('davit_tiny'), 224)
-    assert cost.bytes_moved < 0.75 * theirs.bytes_moved and cost.operators < 0.75 * theirs.operators
-
-
-@pytest.mark.parametrize('name', [name for name in OURS if name.endswith('micro')])
-def test_micro_models_are_small(name):
-    model = on_meta(name)
-    assert sum(p.numel() for p in model.parameters()) < 1.5e6 and vitzoo.profile(model, 224).macs < 0.3e9
-
-
 # ---- the model
-
-def test_drop_path_grows_block_by_block():
-    """The published schedule; timm's davit_* give both blocks of a pair the same rate."""
-    model = timm.create_model('vz_davit_micro', depths=(1, 1, 3, 1), drop_path_rate=0.2)
-    blocks = [m for m in model.modules() if isinstance(m, Block)]
-    assert [type(b).__name__ for b in blocks] == ['SpatialBlock', 'ChannelBlock'] * 6
-    rates = [getattr(b.drop_path, 'drop_prob', 0.) for b in blocks]
-    assert rates == pytest.approx([0.2 * i / 11 for i in range(12)])
-
 
 def test_drop_path_drops_whole_images():
     block = timm.create_model('vz_davit_micro').stages[0].blocks[0][0]
@@ -557,18 +514,6 @@ def test_position_encoding():
         x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
         y = F.conv2d(x.permute(0, 3, 1, 2), cpe.proj.weight, cpe.proj.bias, padding=1, groups=6).permute(0, 2, 3, 1)
         torch.testing.assert_close(cpe(x), x + (F.gelu(y) if act else y))
-
-
-def test_maps_stay_channels_last():
-    """No block may leave a map in another memory order, which the next one would copy."""
-    model = timm.create_model('vz_davit_micro').eval()
-    seen = []
-    for module in model.modules():
-        if isinstance(module, (Block, Downsample)):
-            module.register_forward_hook(lambda module, args, out: seen.append((args[0].is_contiguous(), out.is_contiguous())))
-    with torch.no_grad():
-        model(torch.randn(2, 3, 128, 100))
-    assert seen == [(True, True)] * 11
 
 
 @pytest.mark.parametrize('kwargs, message', [

@@ -6,11 +6,12 @@ import golden
 import pytest
 import timm
 import torch
+import zoo
 
 import vitzoo
 from vitzoo.dense import DenseBackbone
 
-CASES = sorted(str(path.relative_to(golden.DATA)) for path in golden.DATA.glob('*/*.npz'))
+CASES = zoo.slow_if(zoo.is_large, sorted(str(path.relative_to(golden.DATA)) for path in golden.DATA.glob('*/*.npz')))
 SMALL = 'svit/svit_small-balanced.npz'
 OPTIONS = ('n_win', 'use_global', 'shortcut')  # published arguments that change the function, called the same here
 

@@ -7,6 +7,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import zoo
+from test_numbers import NUMBERS
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils import reparameterize_model
@@ -227,15 +229,6 @@ def test_positions_start_as_wide_as_asked():
 
 # ---- counts
 
-@pytest.mark.parametrize('name, params', [
-    ('lookupvit_tiny_patch16', 9_047_504), ('lookupvit_small_patch16', 34_902_992), ('lookupvit_base_patch16', 137_043_920),
-    ('lookupvit_large_patch16', 481_918_928),
-])
-def test_number_of_parameters(name, params):
-    with torch.device('meta'):
-        assert sum(p.numel() for p in build(name).parameters()) == params
-
-
 def block_macs(D, M, N):
     return (3 * N * M + 2 * M * M) * D + (4 * N + 15 * M) * D * D
 
@@ -247,17 +240,21 @@ def analytic_macs(D, depth, size, M):
     return depth * block_macs(D, M, h * w) + 3 * 256 * D * h * w + resize + 2 * 1000 * D
 
 
-@pytest.mark.parametrize('name, gmacs', [
-    ('lookupvit_tiny_patch16', (0.45, 0.58, 0.78, 1.22)), ('lookupvit_small_patch16', (1.71, 2.18, 2.90, 4.46)),
-    ('lookupvit_base_patch16', (6.67, 8.47, 11.18, 17.01)), ('lookupvit_large_patch16', (23.42, 29.72, 39.21, 59.57)),
-])
-def test_operations(name, gmacs):
+GMACS = {
+    'lookupvit_tiny_patch16': (0.45, 0.78, 1.22), 'lookupvit_small_patch16': (1.71, 2.90, 4.46),
+    'lookupvit_base_patch16': (6.67, 11.18, 17.01), 'lookupvit_large_patch16': (23.42, 39.21, 59.57),
+}
+
+
+@pytest.mark.parametrize('name', zoo.first_quick(GMACS))
+def test_operations(name):
     with torch.device('meta'):
         model = build(name)
-    for m, expected in zip((3, 5, 7, 10), gmacs, strict=True):
+    assert NUMBERS[name].macs == analytic_macs(model.embed_dim, len(model.blocks), (224, 224), 25)
+    for m, expected in zip((3, 7, 10), GMACS[name], strict=True):
         model.set_compressed_size(m)
         macs = vitzoo.profile(model, 224).macs
-        table = (5 * 5 * m + 5 * m * m) * model.embed_dim if m != 5 else 0  # pos_compressed for another size
+        table = (5 * 5 * m + 5 * m * m) * model.embed_dim  # pos_compressed for another size
         assert macs == analytic_macs(model.embed_dim, len(model.blocks), (224, 224), m * m) + table
         assert macs / 1e9 == pytest.approx(expected, rel=0.01)
 
@@ -267,15 +264,6 @@ def test_operations_at_384():
         macs = vitzoo.profile(build('lookupvit_base_patch16', img_size=384), 384).macs
     assert macs == analytic_macs(768, 12, (384, 384), 25)
     assert macs / 1e9 == pytest.approx(19.71, rel=0.01)
-
-
-@pytest.mark.parametrize('fold, megabytes, operators', [(False, 73.5, 486), (True, 69.2, 462)])
-def test_memory_traffic(fold, megabytes, operators):
-    """A ViT-S moves 78.0 MB an image."""
-    with torch.device('meta'):
-        model = build('lookupvit_small_patch16')
-    cost = vitzoo.profile(reparameterize_model(model) if fold else model, 224)
-    assert cost.bytes_moved / 1e6 <= megabytes and cost.operators <= operators
 
 
 # ---- compressed sizes
@@ -304,8 +292,8 @@ def test_bad_compressed_size_is_refused(size):
     assert model.compressed_size == (5, 5)
 
 
-@pytest.mark.parametrize('size', [5, 3, (2, 7)])
-def test_compiles_and_exports_at_any_compressed_size(size):
+@pytest.mark.parametrize('size, strict', [((2, 7), False), pytest.param(3, True, marks=pytest.mark.slow)])
+def test_compiles_and_exports_at_any_compressed_size(size, strict):
     model = build(depth=2)
     model.set_compressed_size(size)
     x = image(72, 120)
@@ -313,15 +301,15 @@ def test_compiles_and_exports_at_any_compressed_size(size):
     with torch.no_grad():
         y = model(x)
         torch.testing.assert_close(torch.compile(copy.deepcopy(model), fullgraph=True, backend='aot_eager')(x), y)
-        torch.testing.assert_close(torch.export.export(model, (x,), strict=True).module()(x), y)
+        torch.testing.assert_close(torch.export.export(model, (x,), strict=strict).module()(x), y)
 
 
-@pytest.mark.parametrize('size, compressed_size', [(224, 5), ((200, 120), (3, 7))])
+@pytest.mark.parametrize('size, compressed_size', [((200, 120), (3, 7)), pytest.param(224, 5, marks=pytest.mark.slow)])
 def test_exported_graph(tmp_path, size, compressed_size):
     """All shapes are settled, and resizing takes no operator of its own."""
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
-    model = build()
+    model = build(depth=2)
     model.set_compressed_size(compressed_size)
     vitzoo.export_onnx(model, tmp_path / 'model.onnx', size, rounds=0)
     kinds = {node.op_type for node in onnx.load(tmp_path / 'model.onnx').graph.node}
@@ -599,13 +587,6 @@ def test_other_patch_sizes():
     with torch.no_grad():
         maps = model.forward_intermediates(image(17, 17), intermediates_only=True)
         assert [m.shape for m in maps] == [(2, 128, 3, 5)] * 4
-
-
-def test_drop_path_grows_over_the_blocks():
-    model = build(drop_path_rate=0.3)
-    rates = [getattr(block.drop_path, 'drop_prob', 0.) for block in model.blocks]
-    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert rates == pytest.approx([getattr(block.refine.drop_path1, 'drop_prob', 0.) for block in model.blocks])
 
 
 def test_learns():

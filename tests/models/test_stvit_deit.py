@@ -501,12 +501,6 @@ def test_table_may_be_resampled_once():
         torch.testing.assert_close(model(x), y)
 
 
-def test_drop_path_grows_over_all_layers():
-    model = timm.create_model(MICRO, drop_path_rate=0.5)
-    rates = [[getattr(drop, 'drop_prob', 0.) for drop in (block.drop_path1, block.drop_path2)] for block in model.blocks]
-    assert rates == [[pytest.approx(0.5 * i / 5)] * 2 for i in range(6)]
-
-
 @pytest.mark.parametrize('name, params, recover', [
     ('tiny', 5_722_600, 444_864), ('small', 22_061_032, 1_774_464), ('base', 86_588_392, 7_087_872), ('micro', 1_446_120, 198_272)])
 def test_number_of_parameters(name, params, recover):
@@ -522,34 +516,12 @@ def test_number_of_parameters(name, params, recover):
 
 
 @pytest.mark.parametrize('name, kwargs, gmacs', [
-    ('tiny', {}, 0.523), ('small', {}, 1.908), ('base', {}, 7.265),
     ('small', dict(num_generation=3), 1.97), ('small', dict(num_generation=4), 2.03),
     ('small', dict(num_base=3), 1.56), ('small', dict(num_base=8), 3.30),
     ('small', dict(num_semantic=5), 2.04), ('small', dict(num_semantic=6), 2.20), ('small', dict(num_semantic=7), 2.39),
 ])
 def test_published_operations(name, kwargs, gmacs):
-    """The paper's table and its ablations; the last three and the decimals of the first are the same arithmetic for other counts."""
+    """The paper's ablations; the last three are the same arithmetic for other counts. Its table: test_numbers.py."""
     with torch.device('meta'):
         model = timm.create_model(f'stvit_deit_{name}', **kwargs).eval()
     assert vitzoo.profile(model, 224).macs / 1e9 == pytest.approx(gmacs, rel=0.005)
-
-
-def test_memory_traffic():
-    """timm's DeiT-S moves 78 MB an image in 149 operators."""
-    with torch.device('meta'):
-        model = timm.create_model('stvit_deit_small').eval()
-    cost = vitzoo.profile(model, 224)
-    assert cost.bytes_moved / 1e6 <= 36 and cost.operators <= 168
-
-
-@pytest.mark.parametrize('kwargs', [{}, dict(features_only=True)], ids=str)
-def test_export(kwargs, tmp_path):
-    pytest.importorskip('onnxruntime')
-    model = timm.create_model(MICRO, **kwargs).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) * p.shape[-1] ** -0.5 if p.ndim == 2 else p)
-    report = vitzoo.export_onnx(model, tmp_path / 'model.onnx', (80, 136), rounds=0)
-    assert report.max_error < 1e-5
-    with pytest.raises(ValueError, match='windows are made for one size'):
-        vitzoo.export_onnx(model, tmp_path / 'model.onnx', (80, 136), dynamic_size=True)
