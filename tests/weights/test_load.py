@@ -365,6 +365,13 @@ def test_own_names_are_no_published_layout_and_are_known_to_the_other_families(f
             vitzoo.load_checkpoint(on_meta(MICRO[other]), model.state_dict())
 
 
+@pytest.mark.parametrize('name', [*MICRO.values(), 'resnet10t', 'convnext_atto'])
+def test_models_without_classes_take_files_with(name):
+    model, state = on_meta(name, num_classes=0), on_meta(name).state_dict()
+    report = vitzoo.load_checkpoint(model, state)
+    assert set(report.loaded) == set(model.state_dict()) and set(report.dropped) == set(state) - set(report.loaded) != set()
+
+
 @pytest.mark.parametrize('case', GOLDEN)
 def test_published_files_are_known_to_the_other_families(case):
     facts, _ = golden.load_case(f'{case}.npz')

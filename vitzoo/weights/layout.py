@@ -137,12 +137,17 @@ def convert(state: StateDict, model: nn.Module) -> Conversion:
     return Conversion({renamed.get(name, name): value for name, value in state.items()}, renamed)
 
 
+def without_wrappers(name: str) -> str:
+    """A name without what data parallelism and compilation put before it."""
+    return re.sub(r'^((module|_orig_mod)\.)+', '', name)
+
+
 def inner_names(names: Iterable[str], model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
     """Names without what data parallelism, compilation and wrappers put before them, each with its name in the file.
 
     Returns (those of `model`, of a whole detector those of its backbone alone; those of the detector's other parts).
     """
-    inside, others = {re.sub(r'^((module|_orig_mod)\.)+', '', name): name for name in names}, {}
+    inside, others = {without_wrappers(name): name for name in names}, {}
     if any(name.startswith('backbone.') for name in inside):
         others = {name: old for name, old in inside.items() if not name.startswith('backbone.')}
         inside = {name.removeprefix('backbone.'): old for name, old in inside.items() if name.startswith('backbone.')}
