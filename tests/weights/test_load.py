@@ -1,4 +1,4 @@
-"""load_checkpoint: every published layout, all or nothing, nothing executed.
+"""load_checkpoint: every layout by every door, all or nothing, nothing executed.
 
 The files are made from a micro model, in the layout in which the published code would write it.
 """
@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import golden
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import model_entrypoint
 from torch import nn
 
 import vitzoo
 from vitzoo.dense import DenseBackbone
+from vitzoo.weights.layout import known_layouts
+from vitzoo_cli import main
 
 NAME = 'svit_micro'
 SCALES = dict(init_values=(None, 0.1, None, 0.2))  # so that layer scales are covered too
@@ -322,9 +326,157 @@ def test_another_size_of_the_family_is_named(source):
     assert unchanged(model, before)
 
 
-def test_models_of_others_are_refused(source):
-    with pytest.raises(ValueError, match='timm.models.load_checkpoint'):
-        vitzoo.load_checkpoint(timm.create_model('resnet10t'), publish(source))
+def test_modules_that_timm_did_not_build_are_refused(source):
+    with pytest.raises(ValueError, match=r'takes what timm\.create_model builds.*Sequential is not'):
+        vitzoo.load_checkpoint(nn.Sequential(nn.Linear(1, 1)), publish(source))
+
+
+# ---- the families, by the registry
+
+def on_meta(name, **kwargs):
+    with torch.device('meta'):
+        return timm.create_model(name, **kwargs)
+
+
+MICRO = {model_entrypoint(name).__module__: name for name in timm.list_models('*micro*')
+         if model_entrypoint(name).__module__.startswith('vitzoo.')}
+GOLDEN = {  # where the code was published
+    'svit/svit_small': 'svit', 'stvit/stvit_r_swin_tiny': 'stvit', 'biformer/biformer_tiny': 'biformer',
+    'biformer/biformer_stl': 'biformer', 'biformer/biformer_stl_nchw': 'biformer', 'davit/davit_tiny': 'davit'}
+
+
+def test_every_family_has_layouts_and_their_names_lead_to_models():
+    for name in MICRO.values():
+        assert type(on_meta(name)).layouts
+    for layout in known_layouts():
+        advice = re.search(r"(?:use|such as) (?:timm's )?(.*?)(?: have)?$", layout.name)
+        assert advice, layout.name
+        assert all(timm.list_models(name) for name in re.split(', | or | and ', advice[1])), layout.name
+
+
+@pytest.mark.parametrize('family', MICRO)
+def test_own_names_are_no_published_layout_and_are_known_to_the_other_families(family):
+    model = on_meta(MICRO[family])
+    report = vitzoo.load_checkpoint(model, model.state_dict())
+    assert len(report.loaded) == len(model.state_dict()) and not (report.renamed or report.dropped or report.new)
+    called = '|'.join(re.escape(layout.name) for layout in model.layouts)
+    for other in set(MICRO) - {family}:
+        with pytest.raises(ValueError, match=f'This is ({called})\\. {type(on_meta(MICRO[other])).__name__} cannot load it'):
+            vitzoo.load_checkpoint(on_meta(MICRO[other]), model.state_dict())
+
+
+@pytest.mark.parametrize('name', [*MICRO.values(), 'resnet10t', 'convnext_atto'])
+def test_models_without_classes_take_files_with(name):
+    model, state = on_meta(name, num_classes=0), on_meta(name).state_dict()
+    report = vitzoo.load_checkpoint(model, state)
+    assert set(report.loaded) == set(model.state_dict()) and set(report.dropped) == set(state) - set(report.loaded) != set()
+
+
+@pytest.mark.parametrize('case', GOLDEN)
+def test_published_files_are_known_to_the_other_families(case):
+    facts, _ = golden.load_case(f'{case}.npz')
+    state = {entry[0]: torch.zeros(1) for entry in facts['entries']}
+    called = '|'.join(re.escape(layout.name) for layout in on_meta(golden.our_name(facts)).layouts)
+    for family in MICRO:
+        if family.rsplit('.')[-1] != GOLDEN[case]:
+            with pytest.raises(ValueError, match=f'This is ({called})'):
+                vitzoo.load_checkpoint(on_meta(MICRO[family]), state)
+    with pytest.raises(ValueError, match=f'This is ({called})'):
+        vitzoo.load_checkpoint(on_meta('resnet10t'), state)
+
+
+# ---- every door gives the same weights
+
+def by_command(name, path, monkeypatch):
+    """The model that `vitzoo export --checkpoint` would export."""
+    exported = []
+
+    def stop(model, *args, **kwargs):
+        exported.append(model)
+        raise ValueError('far enough')
+    monkeypatch.setattr('vitzoo.export.export_onnx', stop)
+    assert main(['export', name, '--checkpoint', str(path), '--out', str(path.with_suffix('.onnx'))]) == 2
+    return exported[0]
+
+
+@pytest.mark.parametrize('name', [NAME, 'resnet10t', 'test_convnext', 'test_vit', 'test_efficientnet'])
+def test_doors(name, tmp_path, monkeypatch):
+    source, path = timm.create_model(name), tmp_path / 'classifier.pth'
+    for parameter in source.parameters():
+        nn.init.normal_(parameter)
+    state = source.state_dict()
+    torch.save({'state_dict': {f'module.{key}': value for key, value in state.items()}}, path)
+
+    for prefix in ('', 'module.', '_orig_mod.', 'module._orig_mod.', 'model.'):
+        model = timm.create_model(name)
+        report = vitzoo.load_checkpoint(model, {prefix + key: value for key, value in state.items()})
+        assert unchanged(model, state) and set(report.loaded) == set(state) and not report.dropped
+    assert unchanged(by_command(name, path, monkeypatch), state)
+
+    features = timm.create_model(name, features_only=True)  # of timm's some are lists that write stages.0 as stages_0
+    wrapper, built = DenseBackbone(name), DenseBackbone(name, checkpoint_path=path)
+    vitzoo.load_checkpoint(features, path)
+    wrapper.load(state)
+    for model in (features, wrapper.body, built.body):
+        flat = {re.sub(r'[._]', '', key): value for key, value in state.items()}
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, flat[re.sub(r'[._]', '', key.removeprefix('model.'))]), key
+    again = DenseBackbone(name)
+    report = vitzoo.load_checkpoint(again, wrapper.state_dict())
+    assert unchanged(again, wrapper.state_dict()) and not (report.renamed or report.dropped or report.new)
+
+
+def test_timm_models_with_a_body_of_their_own():
+    for model in on_meta('tresnet_m'), on_meta('tresnet_m', features_only=True):
+        report = vitzoo.load_checkpoint(model, on_meta('tresnet_m').state_dict())
+        assert len(report.loaded) == len(model.state_dict()) and not report.new
+
+
+def test_head_of_a_timm_model():
+    source, model = timm.create_model('resnet10t', num_classes=7), timm.create_model('resnet10t')
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r'7 classes, the model 1000'):
+        vitzoo.load_checkpoint(model, source.state_dict())
+    assert unchanged(model, before)
+    report = vitzoo.load_checkpoint(model, source.state_dict(), reset_head=True)
+    assert report.new == report.dropped == ['fc.weight', 'fc.bias']
+    assert torch.equal(model.conv1[0].weight, source.conv1[0].weight) and torch.equal(model.fc.weight, before['fc.weight'])
+    assert vitzoo.load_checkpoint(timm.create_model('resnet10t', num_classes=0), source.state_dict()).dropped == ['fc.weight', 'fc.bias']
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda s: without(s, 'layer2.0.conv1.weight'), r'does not fit resnet10t: 1 missing \(layer2\.0\.conv1\.weight\)'),
+    (lambda s: {**s, 'layer2.7.conv1.weight': torch.zeros(1)}, r'1 unexpected \(layer2\.7\.conv1\.weight\)'),
+    (lambda s: {**s, 'layer2.0.conv1.weight': torch.zeros(1, 2, 3, 3)}, r'another shape, such as layer2\.0\.conv1\.weight'),
+])
+def test_misfit_of_a_timm_model_changes_nothing(change, message):
+    model = timm.create_model('resnet10t')
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        vitzoo.load_checkpoint(model, change(timm.create_model('resnet10t').state_dict()))
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize('name, conv', [(NAME, 'stem.0'), ('resnet10t', 'conv1.0')])
+def test_image_channels_are_adapted_by_timm_s_rule(name, conv, tmp_path):
+    source = timm.create_model(name)
+    gray = timm.create_model(name, in_chans=1)
+    report = vitzoo.load_checkpoint(gray, source.state_dict())
+    assert report.adapted == [f'{conv}.weight'] and not report.new
+    torch.testing.assert_close(gray.get_submodule(conv).weight, source.get_submodule(conv).weight.sum(1, keepdim=True))
+    before = snapshot(source)
+    with pytest.raises(ValueError, match='another shape'):  # there is no rule for the way back
+        vitzoo.load_checkpoint(source, gray.state_dict())
+    assert unchanged(source, before)
+
+
+def test_prefix(source):
+    state = {**{f'student.{name}': value for name, value in publish(source).items()}, 'teacher.x': torch.zeros(1)}
+    model = new_model()
+    report = vitzoo.load_checkpoint(model, state, prefix='student')
+    assert unchanged(model, source.state_dict()) and report.num_others == 1 and 'teacher.x' in report.dropped
+    with pytest.raises(ValueError, match=r"nothing under prefix 'pupil\.'; its keys start with"):
+        vitzoo.load_checkpoint(model, state, prefix='pupil.')
 
 
 # ---- hostile and damaged files
@@ -353,6 +505,9 @@ def test_nothing_in_a_pickle_is_executed(where, source, tmp_path):
         vitzoo.load_checkpoint(model, path)
     with pytest.raises(ValueError, match='Nothing in it was executed'):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+    with pytest.raises(ValueError, match='state dict alone') as refusal:
+        DenseBackbone(NAME, checkpoint_path=path)
+    assert ('pathlib.' in str(refusal.value)) == (where in ('alone', 'beside the weights'))  # torch lists those of its zip format
     assert not trace.exists() and unchanged(model, before)
     torch.load(path, weights_only=False) if where != 'plain pickle' else pickle.loads(path.read_bytes())
     assert trace.exists(), 'the attack itself does not work'

@@ -110,8 +110,13 @@ def known_layouts() -> list[Layout]:
 
 def has_own_names(names: Iterable[str], model: nn.Module) -> bool:
     """Whether names are the model's own, a few apart: of all that it has, or of all that the file has (one may be a part of the other)."""
-    names, own = {name for name in names if not BESIDE_MODEL.match(name)}, model.state_dict().keys()
-    return len(names & own) >= 0.9 * min(len(names), len(own))
+    names, own = [name for name in names if not BESIDE_MODEL.match(name)], model.state_dict()
+    return sum(name in own or _flat(name) in own for name in names) >= 0.9 * min(len(names), len(own))
+
+
+def _flat(name: str) -> str:
+    """timm's feature lists call the children of `stages` stages_0, stages_1."""
+    return name.replace('.', '_', 1)
 
 
 def convert(state: StateDict, model: nn.Module) -> Conversion:
@@ -123,20 +128,18 @@ def convert(state: StateDict, model: nn.Module) -> Conversion:
     for layout in layouts:
         if (layout.ours or not is_own) and layout.suits(model) and layout.matches(state):
             return layout.convert(state, model)
-    conversion = _identity(state, model)
-    if not is_own and not has_own_names(conversion.state, model):
+    if not is_own:
         for layout in known_layouts():
             if layout.describes(state) and not (layout in layouts and (layout.ours or layout.suits(model))):
                 raise ValueError(f'This is {layout.name}. {type(model).__name__} cannot load it.')
-    return conversion
-
-
-def _identity(state: StateDict, model: nn.Module) -> Conversion:
-    """Names stay, but for those of timm's feature lists, which call the children of `stages` stages_0, stages_1."""
     own = model.state_dict()
-    flat = {name: name.replace('.', '_', 1) for name in state}
-    renamed = {name: new for name, new in flat.items() if name not in own and new in own}
+    renamed = {name: _flat(name) for name in state if name not in own and _flat(name) in own}
     return Conversion({renamed.get(name, name): value for name, value in state.items()}, renamed)
+
+
+def without_wrappers(name: str) -> str:
+    """A name without what data parallelism and compilation put before it."""
+    return re.sub(r'^((module|_orig_mod)\.)+', '', name)
 
 
 def inner_names(names: Iterable[str], model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
@@ -144,7 +147,7 @@ def inner_names(names: Iterable[str], model: nn.Module) -> tuple[dict[str, str],
 
     Returns (those of `model`, of a whole detector those of its backbone alone; those of the detector's other parts).
     """
-    inside, others = {re.sub(r'^((module|_orig_mod)\.)+', '', name): name for name in names}, {}
+    inside, others = {without_wrappers(name): name for name in names}, {}
     if any(name.startswith('backbone.') for name in inside):
         others = {name: old for name, old in inside.items() if not name.startswith('backbone.')}
         inside = {name.removeprefix('backbone.'): old for name, old in inside.items() if name.startswith('backbone.')}

@@ -10,7 +10,7 @@ from timm.models._features import FeatureGetterNet
 from timm.models._manipulate import adapt_input_conv
 
 from .files import StateDict, local_file, read_checkpoint, unwrap
-from .layout import BESIDE_MODEL, convert, inner_names, keep_counters, strip_prefixes
+from .layout import BESIDE_MODEL, convert, inner_names, keep_counters, strip_prefixes, without_wrappers
 
 
 @dataclass
@@ -110,7 +110,7 @@ def rename_published(wrapper: nn.Module, state: StateDict, prefix: str = '') -> 
 
 def _take_prefix(state: StateDict, prefix: str, source: str) -> tuple[StateDict, list[str]]:
     """The entries below `prefix`, without it, and the names of the rest."""
-    prefix, names = prefix.rstrip('.') + '.', {name: re.sub(r'^((module|_orig_mod)\.)+', '', name) for name in state}
+    prefix, names = prefix.rstrip('.') + '.', {name: without_wrappers(name) for name in state}
     part = {clean.removeprefix(prefix): state[name] for name, clean in names.items() if clean.startswith(prefix)}
     if not part:
         raise ValueError(f'{source} holds nothing under prefix {prefix!r}; its keys start with {list(state)[:3]}')
@@ -262,6 +262,7 @@ def _drop_absent_parts(fit: _Fit, model: nn.Module, wrapper: nn.Module) -> None:
     with torch.device('meta'):
         whole = timm.create_model(model.pretrained_cfg['architecture'])
     parts = {name for name, _ in whole.named_children()} | {info['module'] for info in getattr(whole, 'feature_info', ())}
+    parts |= set(_names(model.pretrained_cfg.get('classifier')))  # of a head with a norm it may be the only part that is absent
     parts = tuple(f'{part}.' for part in parts if not any(name.startswith(f'{part}.') for name in fit.own))
     fit.drop([name for name in unexpected if name.startswith(parts)])
 
