@@ -24,9 +24,9 @@ def groups_of(net, **paramwise):
     groups = LayerDecayConstructor(optim_wrapper, paramwise)(net).optimizer.param_groups
     by_id = {id(p): group for group in groups for p in group['params']}
     assert sum(len(group['params']) for group in groups) == len(by_id)
-    names = {name: by_id.pop(id(p)) for name, p in net.named_parameters() if p.requires_grad}  # KeyError: one was forgotten
-    assert not by_id
-    return names
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    assert by_id.keys() == {id(p) for p in trained.values()}
+    return {name: by_id[id(p)] for name, p in trained.items()}
 
 
 @pytest.mark.parametrize('name', NAMES)
