@@ -1,4 +1,4 @@
-"""The dense bench: its table, its choice of rows, its report; and `set_backbone`, on which it stands."""
+"""The dense bench: its table, its choice of rows, its report."""
 import functools
 import os
 import subprocess
@@ -9,36 +9,40 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_configs import batch, build, total
+import zoo
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
-from mmengine.config import Config  # noqa: E402
+from samples import batch, build, total  # noqa: E402
 
-from vitzoo.mm import bench, config_path, set_backbone, setup  # noqa: E402
+from benchmarks.dense import plan  # noqa: E402
+from benchmarks.dense.report import END, START, report  # noqa: E402
+from benchmarks.dense.rows import append_row, read_rows, row_key  # noqa: E402
+from benchmarks.dense.run import run  # noqa: E402
+from benchmarks.dense.train import cost, row_config  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
 
 @functools.cache
 def budget(task):
-    return bench.row_config('svit_micro', task).train_cfg.max_iters
+    return row_config('svit_micro', task).train_cfg.max_iters
 
 
 def row(model='svit_micro', task='segmentation', seed=0, **values):
     defaults = dict(params=1000, macs=2000, input='128x160', iterations=budget(task), cpu_seconds=10,
-                    **{name: 1 for name in bench.TASKS[task].metrics})
+                    **{name: 1 for name in plan.TASKS[task].metrics})
     return dict(model=model, task=task, seed=seed, **{**defaults, **values})
 
 
 def keys(path):
-    return [bench.row_key(r) for r in bench.read_rows(path)]
+    return [row_key(r) for r in read_rows(path)]
 
 
 # ---- the table of rows
 
 def _append(arguments):
-    bench.append_row(*arguments)
+    append_row(*arguments)
 
 
 def test_rows_of_several_processes_all_arrive(tmp_path):
@@ -47,34 +51,51 @@ def test_rows_of_several_processes_all_arrive(tmp_path):
     with ProcessPoolExecutor(3, get_context('fork')) as pool:
         list(pool.map(_append, [(path, r) for r in rows]))
     assert sorted(keys(path)) == [('svit_micro', 'detection', seed) for seed in range(12)]
-    bench.append_row(path, dict(rows[3], mIoU=5))
-    assert len(keys(path)) == 12 and bench.read_rows(path)[-1]['mIoU'] == '5'
+    append_row(path, dict(rows[3], mIoU=5))
+    assert len(keys(path)) == 12 and read_rows(path)[-1]['mIoU'] == '5'
 
 
 def test_a_row_that_cannot_be_written_changes_nothing(tmp_path):
     path = tmp_path / 'x.csv'
-    bench.append_row(path, row())
+    append_row(path, row())
     before = path.read_bytes()
     with pytest.raises(ValueError, match='colour'):
-        bench.append_row(path, row(seed=1, colour='red'))
+        append_row(path, row(seed=1, colour='red'))
     assert path.read_bytes() == before and not list(tmp_path.glob('*.tmp'))
 
 
 def test_a_foreign_table_is_refused(tmp_path):
     (tmp_path / 'x.csv').write_text('a,b\n1,2\n')
     with pytest.raises(ValueError, match="'a', 'b'"):
-        bench.append_row(tmp_path / 'x.csv', row())
+        append_row(tmp_path / 'x.csv', row())
 
 
 def test_select():
-    everything = bench.select()
+    everything = plan.select()
     assert len(everything) == len(set(everything)) == 7 * 3 * 3
     assert {seed for _, _, seed in everything[:21]} == {0}  # one seed after the other
-    assert bench.select(['svit_micro'], ['detection', 'segmentation'], [5]) == [
+    assert plan.select(['svit_micro'], ['detection', 'segmentation'], [5]) == [
         ('svit_micro', 'detection', 5), ('svit_micro', 'segmentation', 5)]
     for choice, message in ((['vit'], ()), 'timm_resnet'), (((), ['pose']), 'classification'), (((), (), [-1]), 'seeds'):
         with pytest.raises(ValueError, match=message):
-            bench.select(*choice)
+            plan.select(*choice)
+
+
+def test_models_are_those_of_the_registry_and_two_of_timm():
+    """Of each family the micro model, if its maps are of stride 8 or finer: a patch of 16 pixels is a third of a crop of a digit."""
+    left_out = set(zoo.FIRST.values()) - set(plan.FAMILIES)
+    assert set(plan.FAMILIES) <= set(zoo.FIRST.values()) and {*plan.MODELS} == {*plan.FAMILIES, *plan.REFERENCES}
+    assert all(zoo.is_columnar(name) for name in left_out) and 'lookupvit_micro' in plan.FAMILIES
+
+
+def test_page_has_the_rows_that_are_kept(tmp_path):
+    rows = read_rows(ROOT / 'benchmarks' / 'dense' / 'results.csv')
+    assert len(rows) >= 63 and {row_key(r) for r in rows} <= set(plan.select())
+    pytest.importorskip('matplotlib')
+    page = ROOT / 'docs' / 'bench_dense.md'
+    (tmp_path / 'x.md').write_text(page.read_text())
+    report(ROOT / 'benchmarks' / 'dense' / 'results.csv', tmp_path / 'x.md', tmp_path / 'x.png')
+    assert (tmp_path / 'x.md').read_text() == page.read_text(), 'run python -m benchmarks.dense --report-only'
 
 
 # ---- running
@@ -89,11 +110,11 @@ def start(digits, tmp_path):
         advance(1)
         if key[0] == 'biformer_micro':
             raise RuntimeError('the power failed')
-        bench.append_row(path, row(*key, **({} if iterations is None else {'iterations': iterations})))
+        append_row(path, row(*key, **({} if iterations is None else {'iterations': iterations})))
 
     def start(*choice, **kwargs):
         trained.clear()
-        failures = bench.run(bench.select(*choice), tmp_path / 'x.csv', data=digits, out=tmp_path / 'out', preset='micro', run_row=train,
+        failures = run(plan.select(*choice), tmp_path / 'x.csv', data=digits, out=tmp_path / 'out', preset='micro', run_row=train,
                              **kwargs)
         return failures, trained
     return start
@@ -122,13 +143,13 @@ def test_run_refuses_to_mix_budgets(start):
 @pytest.mark.timeout(900)
 def test_command_trains_each_task(digits, tmp_path):
     paths = {name: tmp_path / file for name, file in (('csv', 'x.csv'), ('page', 'x.md'), ('picture', 'x.png'))}
-    command = [sys.executable, 'tools/bench_dense.py', '--models', 'lookupvit_micro', 'timm_swin', '--seeds', '3', '--iterations', '2',
+    command = [sys.executable, '-m', 'benchmarks.dense', '--models', 'lookupvit_micro', 'timm_swin', '--seeds', '3', '--iterations', '2',
                '--jobs', '2', '--preset', 'micro', '--data', str(digits), '--out', str(tmp_path / 'out'),
                *(str(part) for name, path in paths.items() for part in (f'--{name}', path))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert result.returncode == 0, result.stderr
-    rows = bench.read_rows(paths['csv'])
-    assert sorted(bench.row_key(r) for r in rows) == sorted(bench.select(['lookupvit_micro', 'timm_swin'], seeds=[3]))
+    rows = read_rows(paths['csv'])
+    assert sorted(row_key(r) for r in rows) == sorted(plan.select(['lookupvit_micro', 'timm_swin'], seeds=[3]))
     assert all(r['iterations'] == '2' and float(r['cpu_seconds']) > 0 for r in rows)
     assert 'timm_swin' in paths['page'].read_text() and paths['picture'].is_file()
 
@@ -144,17 +165,17 @@ def test_command_trains_each_task(digits, tmp_path):
 def table(tmp_path):
     path = tmp_path / 'x.csv'
     for seed, value in enumerate((50, 46, 60)):
-        bench.append_row(path, row('svit_micro', seed=seed, mIoU=value, macs=118_600_000))
-        bench.append_row(path, row('timm_resnet', seed=seed, mIoU=value - 10, macs=124_800_000))
-    bench.append_row(path, row('svit_micro', 'detection', box_mAP50=0.65, macs=118_600_000))
+        append_row(path, row('svit_micro', seed=seed, mIoU=value, macs=118_600_000))
+        append_row(path, row('timm_resnet', seed=seed, mIoU=value - 10, macs=124_800_000))
+    append_row(path, row('svit_micro', 'detection', box_mAP50=0.65, macs=118_600_000))
     return path
 
 
 def test_report_has_medians_and_spread(table, tmp_path):
     pytest.importorskip('matplotlib')
     page = tmp_path / 'x.md'
-    page.write_text(f'# Title\n{bench.START}\nold\n{bench.END}\nlast\n')
-    sentences = bench.report(table, page, tmp_path / 'x.png')
+    page.write_text(f'# Title\n{START}\nold\n{END}\nlast\n')
+    sentences = report(table, page, tmp_path / 'x.png')
     text = page.read_text()
     assert text.startswith('# Title') and text.endswith('last\n') and 'old' not in text
     assert '| svit_micro | **50.0** [46.0, 60.0] | 3 | 0.00 | 118.6 | 10 |' in text
@@ -162,32 +183,32 @@ def test_report_has_medians_and_spread(table, tmp_path):
     assert '| svit_micro | **0.650** |' in text
     assert [s.split(':')[0] for s in sentences] == ['fails', 'open', 'open', 'holds']
     assert 'svit_micro 0.650' in sentences[0] and 'svit_micro in segmentation' in sentences[-1]
-    again = bench.report(table, page, tmp_path / 'x.png')
+    again = report(table, page, tmp_path / 'x.png')
     assert again == sentences and page.read_text() == text
 
 
 def test_report_needs_rows_and_markers(table, tmp_path):
     (tmp_path / 'x.md').write_text('no markers')
     with pytest.raises(ValueError, match='markers|no <!--'):
-        bench.report(table, tmp_path / 'x.md', tmp_path / 'x.png')
+        report(table, tmp_path / 'x.md', tmp_path / 'x.png')
     with pytest.raises(ValueError, match='no rows'):
-        bench.report(tmp_path / 'none.csv', tmp_path / 'y.md', tmp_path / 'x.png')
+        report(tmp_path / 'none.csv', tmp_path / 'y.md', tmp_path / 'x.png')
 
 
 # ---- models
 
 def test_baselines_cost_what_svit_costs():
-    aim = bench.cost('svit_micro', 'detection')
+    aim = cost('svit_micro', 'detection')
     for model in 'timm_swin', 'timm_resnet':
-        assert abs(bench.cost(model, 'detection')['macs'] / aim['macs'] - 1) < 0.1
-    assert bench.cost('timm_swin', 'classification')['input'] == '48x48' and aim['input'] == '128x160'
+        assert abs(cost(model, 'detection')['macs'] / aim['macs'] - 1) < 0.1
+    assert cost('timm_swin', 'classification')['input'] == '48x48' and aim['input'] == '128x160'
 
 
-@pytest.mark.parametrize('model, task', [(model, 'detection') for model in bench.MODELS] + [('svit_micro', task) for task in (
+@pytest.mark.parametrize('model, task', [(model, 'detection') for model in plan.MODELS] + [('svit_micro', task) for task in (
     'segmentation', 'classification')])
 def test_every_model_learns_in_every_recipe(model, task):
     torch.manual_seed(0)
-    cfg = bench.row_config(model, task)
+    cfg = row_config(model, task)
     data = batch(cfg)
     if task == 'segmentation':
         cfg.model.data_preprocessor.size = (131, 167)
@@ -198,30 +219,3 @@ def test_every_model_learns_in_every_recipe(model, task):
     loss = total(built(**data, mode='loss') if isinstance(data, dict) else built(*data, mode='loss'))
     loss.backward()
     assert torch.isfinite(loss) and all(p.grad is not None for p in built.parameters() if p.requires_grad)
-
-
-def test_set_backbone_keeps_what_is_not_the_models_own():
-    cfg = setup(config_path('classification/svit_micro_digits'), cfg_options={'model.stoken_size': [4, 2, 1, 1]})
-    set_backbone(cfg, 'resnet18', drop_rate=0.1)
-    start = dict(type='Xavier', layer='Linear', distribution='uniform')
-    assert cfg.model == dict(
-        type='vitzoo.Classifier', model_name='resnet18', num_classes=10, label_smoothing=0.05, init_cfg=start, drop_rate=0.1)
-    cfg = setup(config_path('detection/retinanet_svit_micro_digits'), backbone='resnet18')
-    assert cfg.model.backbone == dict(type='vitzoo.Backbone', model_name='resnet18', out_indices=(1, 2, 3))
-    assert cfg.model.neck.in_channels == [128, 256, 512] and cfg.work_dir.endswith('retinanet_svit_micro_digits-resnet18')
-
-
-def test_set_backbone_in_official_configs():
-    from mmengine.hub import get_config
-    cfg = set_backbone(get_config('mmseg::upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py'), 'svit_micro')
-    assert cfg.model.decode_head.in_channels == [32, 64, 128, 192] and cfg.model.auxiliary_head.in_channels == 128
-    cfg = set_backbone(get_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'), 'svit_micro')
-    assert cfg.model.neck.in_channels == [64, 128, 192]
-
-
-def test_set_backbone_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match='no backbone'):
-        set_backbone(Config(dict(model=dict(type='mmpretrain.X'))), 'svit_micro')
-    cfg = setup(config_path('detection/retinanet_svit_micro_digits'))
-    with pytest.raises(ValueError, match='neck takes 3 maps, the backbone gives 4'):
-        set_backbone(cfg, 'svit_micro', out_indices=(0, 1, 2, 3))

@@ -1,5 +1,6 @@
 """`vitzoo.Classifier` and what it trains with: the ImageNet recipes of all families, timm's mixup and losses, samplers and metrics."""
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vitzoo.mm import Accuracy, Classifier, ImageFolder, RepeatAugSampler, confi
 from vitzoo.mm.config import CONFIGS  # noqa: E402
 
 RECIPES = sorted(f'classification/{p.stem}' for p in CONFIGS.glob('classification/*_in1k.py'))
+ONE_EACH = sorted({re.search(r'_base_/\w+', config_path(name).read_text())[0]: name for name in RECIPES}.values())  # of each _base_
 
 
 @pytest.fixture(scope='module')
@@ -48,9 +50,9 @@ def test_recipe_builds_and_learns(name):
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize('name', ['svit_small', 'vz_davit_small', 'stvit_small', 'lookupvit_small_patch16'])
+@pytest.mark.parametrize('name', ONE_EACH)
 def test_recipe_reads_images(name, imagenet):
-    cfg = setup(config_path(f'classification/{name}_in1k'))
+    cfg = setup(config_path(name))
     for data in cfg.train_dataloader, cfg.val_dataloader:
         dataset = DATASETS.build(data.dataset)
         image, label = dataset[7]

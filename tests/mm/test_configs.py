@@ -39,8 +39,8 @@ HEADS = {  # by the first word of a config's name: the name in metafiles, the mo
     'segformer': ('SegFormer', 'EncoderDecoder', 'SegformerHead'),
     'mask2former': ('Mask2Former', 'EncoderDecoder', 'Mask2FormerHead'),
 }
-# recipes without a backbone, by the word for their head, and what to put into them
-RECIPES = {path.stem.split('_')[0]: f'_base_/{path.stem}' for path in CONFIGS.glob('_base_/*.py')
+# a recipe without a backbone for each head, by its word, and what to put into it
+RECIPES = {path.stem.split('_')[0]: f'_base_/{path.stem}' for path in sorted(CONFIGS.glob('_base_/*.py'), reverse=True)
            if path.stem.endswith(('_coco', '_ade20k'))}
 BACKBONES = sorted(CONFIGS.glob('_base_/backbones/*.py'))
 SCHEDULES = {'1x': '12 epochs', '12e': '12 epochs', '3x': '36 epochs', '80k': '80000 iterations', '160k': '160000 iterations'}
@@ -148,14 +148,31 @@ def check_channels(cfg, channels):
     assert not auxiliary or auxiliary.in_channels == channels[auxiliary.in_index]
 
 
+@pytest.mark.parametrize('file', zoo.slow_if(lambda file: zoo.is_large(file.stem), BACKBONES), ids=lambda file: file.stem)
+def test_backbone_file_fits_each_head(file, monkeypatch):
+    """Its options are the model's, its channels are true, and neck and heads are told of them."""
+    built = {}
+
+    def build_once(**options):
+        key = repr(sorted(options.items()))
+        if key not in built:
+            built[key] = DenseBackbone(**options)
+        return built[key]
+
+    monkeypatch.setattr('vitzoo.mm.config.DenseBackbone', build_once)
+    channels = Config.fromfile(file).channels
+    for recipe in RECIPES.values():
+        cfg = set_backbone(parse(recipe), file)
+        check_channels(cfg, [channels[i] for i in cfg.model.backbone.out_indices])
+    assert {backbone.out_channels for backbone in built.values()} == {tuple(channels), tuple(channels[1:])}
+
+
 @pytest.mark.parametrize('head', HEADS)
-@pytest.mark.parametrize('file', BACKBONES, ids=lambda file: file.stem)
-def test_backbone_file_goes_under_each_head(file, head):
-    cfg = set_backbone(parse(RECIPES[head]), file)
+@pytest.mark.parametrize('file', zoo.slow_if(lambda file: file.stem != 'svit_small', BACKBONES), ids=lambda file: file.stem)
+def test_backbone_file_is_built_under_each_head(file, head):
     with torch.device('meta'):
-        backbone = build(cfg).backbone
-    check_channels(cfg, list(backbone.out_channels))
-    assert list(backbone.out_channels) == list(Config.fromfile(file).channels)[-len(backbone.strides):]
+        model = build(set_backbone(parse(RECIPES[head]), file))
+    assert isinstance(model.backbone, DenseBackbone)
 
 
 @pytest.mark.parametrize('file', BACKBONES, ids=lambda file: file.stem)
