@@ -27,8 +27,8 @@ def deploy_form(model: nn.Module, runtime: str = 'onnx') -> nn.Module:
 def _deploy(module: nn.Module, runtime: str, done: dict[nn.Module, nn.Module]) -> nn.Module:
     """Children first; `done` keeps what a module that is used in several places became."""
     if module not in done:
-        for name, child in module.named_children():
-            new = _deploy(child, runtime, done)
+        for name, child in list(module._modules.items()):  # named_children leaves out a child's second name
+            new = None if child is None else _deploy(child, runtime, done)
             if new is not child:
                 setattr(module, name, new)
         done[module] = _replacement(module, runtime)
