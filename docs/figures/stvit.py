@@ -108,7 +108,7 @@ def draw(model: torch.nn.Module, path: Path) -> None:
         y, x = (cell * (np.indices((TOKENS, TOKENS)) + 0.5) - 0.5).reshape(2, -1)
         axes.scatter(x, y, s=26, color='white', edgecolor='black', linewidth=0.8)
         axes.set(xticks=[], yticks=[], xlim=(-0.5, SIZE - 0.5), ylim=(SIZE - 0.5, -0.5))
-        for panel, side, maps in zip(row[1:], (stvit.GENERATE_1, stvit.GENERATE_2), generations, strict=True):
+        for panel, side, maps in zip(row[1:], (stvit.GENERATE_1.side, stvit.GENERATE_2.side), generations, strict=True):
             for place, axes in enumerate(panel.subplots(TOKENS, TOKENS).flat):
                 r, c = divmod(place, TOKENS)
                 token = (r // 3 * WINDOWS + c // 3) * 9 + r % 3 * 3 + c % 3

@@ -295,32 +295,33 @@ def test_tables_are_made_once_per_size_and_hold_no_tensor():
     assert all(type(table) is np.ndarray for table in halo_keys(15, 16, GENERATE_1, None))
 
 
-def seen_padding(H, W, size, pad_mask):
-    key, seen = halo_keys(H, W, size, pad_mask)
-    padding = 9 * len(key) if size == RECOVER else H * W
+def seen_padding(H, W, near, pad_mask):
+    key, seen = halo_keys(H, W, near, pad_mask)
+    padding = 9 * len(key) if near == RECOVER else H * W
     return (seen & (key == padding)).sum(1), seen
 
 
-@pytest.mark.parametrize('size', [GENERATE_1, GENERATE_2, RECOVER])
+@pytest.mark.parametrize('near', [GENERATE_1, GENERATE_2, RECOVER])
 @pytest.mark.parametrize('H, W', [(14, 14), (7, 7), (21, 35)])
-def test_published_mask_hides_nothing_of_a_map_without_padding(H, W, size):
-    assert seen_padding(H, W, size, 'published')[1].all() and seen_padding(H, W, size, None)[1].all()
-    assert not seen_padding(H, W, size, 'correct')[0].any()
+def test_published_mask_hides_nothing_of_a_map_without_padding(H, W, near):
+    assert seen_padding(H, W, near, 'published')[1].all() and seen_padding(H, W, near, None)[1].all()
+    assert not seen_padding(H, W, near, 'correct')[0].any()
 
 
-@pytest.mark.parametrize('size', [GENERATE_1, GENERATE_2])
+@pytest.mark.parametrize('near', [GENERATE_1, GENERATE_2])
 @pytest.mark.parametrize('H, W', [(16, 14), (14, 16), (1, 7)])
-def test_published_mask_is_right_where_one_axis_is_padded(H, W, size):
-    assert (halo_keys(H, W, size, 'published')[1] == halo_keys(H, W, size, 'correct')[1]).all()
+def test_published_mask_is_right_where_one_axis_is_padded(H, W, near):
+    assert (halo_keys(H, W, near, 'published')[1] == halo_keys(H, W, near, 'correct')[1]).all()
 
 
-@pytest.mark.parametrize('size', [GENERATE_1, GENERATE_2])
-def test_published_mask_hides_only_the_corner_where_both_axes_are_padded(size):
+@pytest.mark.parametrize('near', [GENERATE_1, GENERATE_2])
+def test_published_mask_hides_only_the_corner_where_both_axes_are_padded(near):
     """16x17 tokens in 21x21: the halo and the last 5x4 places are hidden, the other padded places are not."""
-    key, seen = halo_keys(16, 17, size, 'published')
-    last = key[-1].reshape(size, size), seen[-1].reshape(size, size)  # starts `left` tokens before row and column 14
-    left = (size - 7) // 2
-    rows = np.arange(size) - left + 14
+    side = near.side
+    key, seen = halo_keys(16, 17, near, 'published')
+    last = key[-1].reshape(side, side), seen[-1].reshape(side, side)  # starts `left` tokens before row and column 14
+    left = (side - 7) // 2
+    rows = np.arange(side) - left + 14
     hidden = (rows[:, None] >= 21) | (rows >= 21) | (rows[:, None] >= 16) & (rows >= 17)
     assert (last[1] == ~hidden).all()
     assert (last[0] == 16 * 17)[last[1]].any()

@@ -16,6 +16,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,12 +41,24 @@ MAP = -1  # the order of the map, where others are named by the shift of their w
 UNIT = 6  # blocks of a dumbbell unit
 NATIVE = (224, 224)  # the only image size of the classifier form
 
-# Sides of the key windows of the dense form: both generations, in image tokens; recovery, in semantic tokens.
-GENERATE_1, GENERATE_2, RECOVER = 14, 21, 27
+
+
+class KeyWindow(NamedTuple):
+    """The keys that the tokens of a window attend to: a square of context tokens."""
+    side: int
+    step: int  # from the square of one window to that of the next
+    queries: int  # tokens of a window that attend
+    halo: bool = True  # the square lies around the window and reaches beyond the map (dense form); else within (classifier form)
+
+
+# the dense form: both generations, on image tokens; recovery, on semantic tokens
+GENERATE_1 = KeyWindow(side=14, step=WINDOW, queries=GRID ** 2)
+GENERATE_2 = KeyWindow(side=21, step=WINDOW, queries=GRID ** 2)
+RECOVER = KeyWindow(side=27, step=GRID, queries=WINDOW ** 2)
+# the classifier form: a patch of image tokens, and the nine pooled tokens of the window
+PATCH = KeyWindow(side=10, step=4, queries=GRID ** 2, halo=False)
 # What it costs to gather a key for a window, in logits (measured on CPUs): below that, looking at all keys of the image is quicker.
 GATHER_COST = 60
-# Side and step of the image patches that the classifier form generates from.
-PATCH, PATCH_STEP = 10, 4
 
 
 # ---- tables that depend on the size alone
@@ -117,21 +130,21 @@ def window_kinds(H: int, W: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def halo_keys(H: int, W: int, size: int, pad_mask: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of each window of an HxW map in the dense form: (key (windows, size ** 2), seen (windows, size ** 2)).
+def halo_keys(H: int, W: int, near: KeyWindow, pad_mask: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of each window of an HxW map in the dense form: (key (windows, side ** 2), seen (windows, side ** 2)).
 
     Keys number the context tokens in the order they lie in; the number after the last stands for padding: rows and columns that fill up
     the windows, and the halo beyond. `seen` says what the mask leaves.
     """
     rows, cols = num_windows(H, W)
     pad_b, pad_r = rows * WINDOW - H, cols * WINDOW - W
-    if size == RECOVER:
-        step, r, c = GRID, np.arange(rows * GRID)[:, None], np.arange(cols * GRID)
+    side, step = near.side, near.step
+    r, c = np.arange(rows * step)[:, None], np.arange(cols * step)
+    if near == RECOVER:
         key = (r // GRID * cols + c // GRID) * GRID ** 2 + r % GRID * GRID + c % GRID
         padding = key.size
         real = np.ones(key.shape, bool)
     else:
-        step, r, c = WINDOW, np.arange(rows * WINDOW)[:, None], np.arange(cols * WINDOW)
         real, padding = (r < H) & (c < W), H * W
         number = np.arange(H * W).reshape(H, W) if pad_b or pad_r else _token_places(H, W, 0).reshape(H, W)
         key = np.full(real.shape, padding)
@@ -145,11 +158,11 @@ def halo_keys(H: int, W: int, size: int, pad_mask: str | None) -> tuple[np.ndarr
         # recovery the padding of the image is counted in semantic tokens.
         seen = np.ones(key.shape, bool)
         seen[-pad_b:, -pad_r:] = False
-    left, right = (size - step) // 2, -((step - size) // 2)
+    left, right = (side - step) // 2, -((step - side) // 2)
     key = np.pad(key, (left, right), constant_values=padding)
     seen = np.pad(seen, (left, right), constant_values=pad_mask is None)
-    r = step * np.arange(rows)[:, None] + np.arange(size)
-    c = step * np.arange(cols)[:, None] + np.arange(size)
+    r = step * np.arange(rows)[:, None] + np.arange(side)
+    c = step * np.arange(cols)[:, None] + np.arange(side)
     key, seen = (table[r[:, None, :, None], c[None, :, None, :]].reshape(rows * cols, -1) for table in (key, seen))
     # A window of which nothing is left is not masked at all: the softmax does not see a constant.
     return key, seen | ~seen.any(1, keepdims=True)
@@ -161,24 +174,24 @@ def patch_keys() -> tuple[np.ndarray, np.ndarray]:
     H, W = (n // 16 for n in NATIVE)
     rows, cols = num_windows(H, W)
     windows, pooled = rows * cols, rows * cols * GRID ** 2
-    r = PATCH_STEP * np.arange(rows)[:, None] + np.arange(PATCH)
-    c = PATCH_STEP * np.arange(cols)[:, None] + np.arange(PATCH)
+    r = PATCH.step * np.arange(rows)[:, None] + np.arange(PATCH.side)
+    c = PATCH.step * np.arange(cols)[:, None] + np.arange(PATCH.side)
     image = _token_places(H, W, 0).reshape(H, W)[r[:, None, :, None], c[None, :, None, :]].reshape(windows, -1)
     key = np.concatenate([np.arange(pooled).reshape(windows, -1), pooled + image], 1)
     return key, np.ones(key.shape, bool)
 
 
-def _keys(H: int, W: int, size: int, pad_mask: str | None) -> tuple[np.ndarray, np.ndarray]:
-    return patch_keys() if size == PATCH else halo_keys(H, W, size, pad_mask)
+def _keys(H: int, W: int, near: KeyWindow, pad_mask: str | None) -> tuple[np.ndarray, np.ndarray]:
+    return halo_keys(H, W, near, pad_mask) if near.halo else patch_keys()
 
 
 @per_size
-def key_weights(H: int, W: int, size: int, pad_mask: str | None, num_keys: int) -> np.ndarray:
+def key_weights(H: int, W: int, near: KeyWindow, pad_mask: str | None, num_keys: int) -> np.ndarray:
     """log of how often each window sees each key, (windows, T), or (1, T) if all windows see the same.
 
     Added to the logits, it makes one padding key of many alike, and hides keys that are not seen.
     """
-    key, seen = _keys(H, W, size, pad_mask)
+    key, seen = _keys(H, W, near, pad_mask)
     rows = np.arange(len(key))[:, None]
     count = np.bincount((rows * num_keys + key)[seen], minlength=len(key) * num_keys).reshape(len(key), num_keys)
     with np.errstate(divide='ignore'):
@@ -187,15 +200,15 @@ def key_weights(H: int, W: int, size: int, pad_mask: str | None, num_keys: int) 
 
 
 @per_size
-def gathered_keys(H: int, W: int, size: int, pad_mask: str | None) -> np.ndarray:
-    """The keys of all windows one after the other, int64 (windows * size ** 2,)."""
-    return _keys(H, W, size, pad_mask)[0].ravel()
+def gathered_keys(H: int, W: int, near: KeyWindow, pad_mask: str | None) -> np.ndarray:
+    """The keys of all windows one after the other, int64 (windows * side ** 2,)."""
+    return _keys(H, W, near, pad_mask)[0].ravel()
 
 
 @per_size
-def gathered_mask(H: int, W: int, size: int, pad_mask: str | None) -> np.ndarray:
-    """0 for the gathered keys that a window sees, -inf for the others, (windows, 1, 1, size ** 2)."""
-    seen = _keys(H, W, size, pad_mask)[1]
+def gathered_mask(H: int, W: int, near: KeyWindow, pad_mask: str | None) -> np.ndarray:
+    """0 for the gathered keys that a window sees, -inf for the others, (windows, 1, 1, side ** 2)."""
+    seen = _keys(H, W, near, pad_mask)[1]
     return np.where(seen, np.float32(0), np.float32(-np.inf))[:, None, None]
 
 
@@ -223,22 +236,21 @@ def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, groups: int = 1, m
     return x.transpose(1, 2).contiguous().view(B, Q, C)
 
 
-def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: int, size: int, pad_mask: str | None) -> torch.Tensor:
-    """Attention of the tokens of each window on the keys around it, size x size of them (see `halo_keys`, `patch_keys`).
+def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: int, near: KeyWindow, pad_mask: str | None) -> torch.Tensor:
+    """Attention of the tokens of each window on the keys around it (see `halo_keys`, `patch_keys`).
 
     q (B, M, C) are semantic tokens, or image tokens (B, N, C) in recovery.
     """
-    per_window = WINDOW ** 2 if size == RECOVER else GRID ** 2
     rows, cols = num_windows(H, W)
     num_keys = operator.index(kv.shape[1])
-    if num_keys <= size ** 2 * (1 + GATHER_COST / per_window):
-        weights = key_weights(H, W, size, pad_mask, num_keys).to(q)
+    if num_keys <= near.side ** 2 * (1 + GATHER_COST / near.queries):
+        weights = key_weights(H, W, near, pad_mask, num_keys).to(q)
         if weights.shape[0] > 1:
-            weights = weights.index_select(0, query_windows(H, W, per_window).to(q.device))
+            weights = weights.index_select(0, query_windows(H, W, near.queries).to(q.device))
         return attend(q, kv, num_heads, mask=weights[None, None])
-    mask = gathered_mask(H, W, size, pad_mask).to(q).repeat(q.shape[0], 1, 1, 1)
-    kv = kv.index_select(1, gathered_keys(H, W, size, pad_mask).to(q.device))
-    if q.shape[1] == rows * cols * per_window:
+    mask = gathered_mask(H, W, near, pad_mask).to(q).repeat(q.shape[0], 1, 1, 1)
+    kv = kv.index_select(1, gathered_keys(H, W, near, pad_mask).to(q.device))
+    if q.shape[1] == rows * cols * near.queries:
         return attend(q, kv, num_heads, rows * cols, mask)
     tokens = window_tokens(H, W, 0).clamp(max=H * W - 1)  # whatever padding attends to is cropped
     q = q.index_select(1, tokens.to(q.device))
@@ -387,7 +399,7 @@ def is_classifier(form: str, image_size: tuple[int, int]) -> bool:
 
 
 class Form(Stage):
-    """A stage that computes one of the two published forms."""
+    """A stage that computes one of the two published forms, 'classifier' or 'dense', or by the image's size either ('auto')."""
 
     def __init__(self, downsample: nn.Module, blocks: list[nn.Module], form: str):
         super().__init__(downsample, blocks)
@@ -445,12 +457,12 @@ class SemanticStage(Form):
     def _unit(self, x: torch.Tensor, first: int, H: int, W: int, classifier: bool) -> torch.Tensor:
         """Section 3 of the paper, 'dumbbell unit': image tokens (B, N, C) in and out."""
         base, generate1, generate2, local, everywhere, recover = (self.blocks[i] for i in range(first, first + UNIT))
-        near = partial(attend_near, H=H, W=W, pad_mask=self.pad_mask)
+        attend_to = partial(attend_near, H=H, W=W, pad_mask=self.pad_mask)
         rows, cols = num_windows(H, W)
         x = base(x, H, W, 0)
         if classifier:
             pooled = pool_windows(x, rows * cols)
-            tokens = generate1(pooled, torch.cat([pooled, x], 1), partial(near, size=PATCH), residual=self.shortcut)
+            tokens = generate1(pooled, torch.cat([pooled, x], 1), partial(attend_to, near=PATCH), residual=self.shortcut)
             context = torch.cat([tokens, x], 1)
             tokens = generate2(tokens + self._centres(rows, cols) if self.semantic_token2 is not None and first == 0 else tokens, context)
         else:
@@ -458,13 +470,13 @@ class SemanticStage(Form):
             context = add_row(x)
             windows = context.index_select(1, window_tokens(H, W, 0).to(x.device)) if H % WINDOW or W % WINDOW else x
             pooled = pool_windows(windows, rows * cols)
-            tokens = generate1(pooled, context, partial(near, size=GENERATE_1))
-            tokens = generate2(tokens, context, partial(near, size=GENERATE_2))
+            tokens = generate1(pooled, context, partial(attend_to, near=GENERATE_1))
+            tokens = generate2(tokens, context, partial(attend_to, near=GENERATE_2))
         tokens = local(tokens, attend=partial(attend, groups=rows * cols))
         tokens = everywhere(tokens)
         if classifier:
             return recover(x, tokens)
-        return recover(x, add_row(tokens), partial(near, size=RECOVER))
+        return recover(x, add_row(tokens), partial(attend_to, near=RECOVER))
 
     def _centres(self, rows: int, cols: int) -> torch.Tensor:
         """The learned tokens, which lie in the order of their grid, window by window."""
