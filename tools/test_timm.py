@@ -87,9 +87,8 @@ class OurModels:
 
 
 def is_columnar(name: str) -> bool:
-    """Whether the maps of a model have one stride."""
     with torch.device('meta'):
-        return len({level['reduction'] for level in timm.create_model(name).feature_info}) == 1
+        return timm.create_model(name).columnar
 
 
 def offer(names: set[str]) -> None:

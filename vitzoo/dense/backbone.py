@@ -77,12 +77,12 @@ class DenseBackbone(nn.Module):
         self.in_chans = model_kwargs.get('in_chans', self.body.pretrained_cfg['input_size'][0])
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.multiple = 1 if self._is_ours else max(info['reduction'] for info in infos)
+        self.multiple = 1 if getattr(self.model, 'any_size', False) else max(info['reduction'] for info in infos)
 
         norm = _output_norm(self.model, out_norm)
         for i, channels in zip(out_indices, self.out_channels, strict=True):
             self.add_module(f'norm{i}', norm(channels))
-        if pretrained and self._is_ours:
+        if pretrained and hasattr(self.model, 'layouts'):
             self._load_output_norms()
         if with_cp:
             _enable_checkpointing(model_name, self.model)
@@ -101,10 +101,6 @@ class DenseBackbone(nn.Module):
     def model(self) -> nn.Module:
         """The timm model inside `body`, under the parameter names of the classifier."""
         return _inner(self.body)
-
-    @property
-    def _is_ours(self) -> bool:
-        return type(self.model).__module__.startswith('vitzoo.')
 
     def load(self, source: str | Path | dict[str, Tensor]) -> LoadReport:
         """Load a file or state dict: any published layout for our families, a classifier or its features in timm's names for timm's.

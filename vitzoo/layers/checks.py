@@ -35,10 +35,9 @@ def check_stages(embed_dims: Sequence[int], depths: Sequence[int], num_heads: Se
     """
     if not isinstance(embed_dims, (tuple, list)) or not embed_dims or min(embed_dims) < 1:
         raise ValueError(f'embed_dims={embed_dims!r}: expected a positive number of channels per stage.')
-    per_stage = dict(depths=depths, num_heads=num_heads, **others)
-    if num_heads is None:
-        del per_stage['num_heads']
-    for name, values in per_stage.items():
+    if num_heads is not None:
+        others = {'num_heads': num_heads, **others}
+    for name, values in {'depths': depths, **others}.items():
         if not isinstance(values, (tuple, list)) or len(values) != len(embed_dims):
             raise ValueError(f'{name}={values!r}: expected one value per stage, {len(embed_dims)} as in embed_dims={tuple(embed_dims)}.')
     if min(depths) < 1:

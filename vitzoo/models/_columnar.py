@@ -25,6 +25,7 @@ class Columnar(PublishedWeights):
     file of `forward`.
     """
     columnar = True
+    any_size = True
 
     def embed(self, x: torch.Tensor) -> State:
         """Images (B, C, H, W) -> what goes into the first block. Raises ValueError on an image that the model does not take."""

@@ -7,7 +7,7 @@ from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 
-from ..layers import check_image, check_options
+from ..layers import check_choice, check_image, check_options
 from ._builder import PublishedWeights
 
 
@@ -152,8 +152,7 @@ class Hierarchical(PublishedWeights, nn.Module):
         Raises:
             ValueError: another format, or an image that `check_input` refuses.
         """
-        if output_fmt not in ('NCHW', 'NHWC'):
-            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW' or 'NHWC'.")
+        check_choice('output_fmt', output_fmt, 'NCHW', 'NHWC')
         self.check_input(x)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         image_size = x.shape[2:]

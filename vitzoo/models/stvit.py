@@ -27,7 +27,7 @@ from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, tr
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models._manipulate import checkpoint
 
-from ..layers import Gelu, check_positive, check_stages, fold_batch_norm, fold_layer_scale, per_size
+from ..layers import Gelu, check_choice, check_positive, check_stages, fold_batch_norm, fold_layer_scale, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -613,10 +613,8 @@ class STViT(Hierarchical):
         check_positive(mlp_ratio=mlp_ratio)
         if depths[2] % UNIT:
             raise ValueError(f'depths={tuple(depths)}: the third stage is made of units of {UNIT} blocks, expected a multiple of {UNIT}.')
-        if form not in ('auto', 'classifier', 'dense'):
-            raise ValueError(f"form={form!r}: expected 'auto', 'classifier' or 'dense'.")
-        if pad_mask not in ('published', 'correct', 'none', None):
-            raise ValueError(f"pad_mask={pad_mask!r}: expected 'published', 'correct', 'none' or None.")
+        check_choice('form', form, 'auto', 'classifier', 'dense')
+        check_choice('pad_mask', pad_mask, 'published', 'correct', 'none', None)
         if use_global and form == 'dense':
             raise ValueError("use_global=True, form='dense': the learned tokens belong to the classifier form.")
         super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
