@@ -1,8 +1,13 @@
 """What timm calls: `build_model` for the entry points, and the hook for local files."""
+from collections.abc import Sequence
+
 import torch.nn as nn
 from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
+from timm.models._features_fx import FeatureGraphNet
 
+from ..layers import check_indices, check_types, show
 from ..weights.files import StateDict
 from ..weights.layout import BESIDE_MODEL, Layout, convert, keep_counters, strip_prefixes
 from ..weights.load import load_checkpoint
@@ -23,16 +28,42 @@ def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
 
 
-def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:
-    """timm's `build_model_with_cfg` with our conversion, features by `forward_intermediates`, and clear errors about weights.
+def _wrapper_name(feature_cls: str | type, columnar: bool) -> str | None:
+    """What timm calls a feature wrapper, None for one that is not timm's. Raises ValueError on those that cannot take such models.
+
+    Hooks and graphs find the outputs of modules: stages give maps, channels last; blocks of a columnar model give tokens, some of them
+    more than one set. The wrappers that rebuild the model as a list of modules know of no `forward` but theirs.
+    """
+    wrappers = dict(getter=FeatureGetterNet, hook=FeatureHookNet, fx=FeatureGraphNet, dict=FeatureDictNet)
+    name = feature_cls
+    if isinstance(feature_cls, type):
+        name = next((name for name, wrapper in wrappers.items() if issubclass(feature_cls, wrapper)), None)
+    choices = ('getter', None) if columnar else ('getter', 'hook', 'fx', None)
+    if name not in choices:
+        raise ValueError(f"feature_cls={show(feature_cls)}: expected 'getter', which is the default" + ('.' if columnar else
+                         ", or 'hook' or 'fx', whose maps are channels last."))
+    return name
+
+
+@check_types
+def build_model(
+        model_cls: type[nn.Module],
+        variant: str,
+        pretrained: bool,
+        *,
+        features_only: bool = False,
+        feature_cls: str | type = 'getter',
+        out_indices: int | Sequence[int] | None = None,
+        pretrained_cfg_overlay: dict | None = None,
+        **kwargs,
+) -> nn.Module:
+    """timm's `build_model_with_cfg` with our conversion, features by `forward_intermediates`, and clear errors.
 
     A model class may name options that it has when built for its features alone, as `features_options`.
 
-    Raises ValueError if weights are asked for that no program can download.
+    Raises ValueError if weights are asked for that no program can download, or features that the model does not have.
     """
-    if kwargs.get('features_only'):
-        kwargs = {**getattr(model_cls, 'features_options', {}), **kwargs}
-    overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
+    overlay = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         name = f'{variant}.{cfg.tag}' if cfg.tag else variant
@@ -46,9 +77,23 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
             overlay['custom_load'] = True
         elif cfg.hf_hub_id and cfg.hf_hub_filename:
             overlay['custom_load'] = 'hf'
+    if features_only:
+        kwargs = {**getattr(model_cls, 'features_options', {}), **kwargs, 'features_only': True}
+    feature_cfg = dict(feature_cls=feature_cls)
+    if _wrapper_name(feature_cls, model_cls.columnar) in ('hook', 'fx'):
+        feature_cfg['output_fmt'] = 'NHWC'
+
+    def make(**options) -> nn.Module:
+        model = model_cls(**options)
+        if features_only:  # the model knows which maps there are, before timm's wrapper asks for some
+            levels = model.feature_indices if out_indices is None else out_indices
+            feature_cfg['out_indices'] = check_indices('out_indices', levels, len(model.feature_info))
+        return model
+
     return build_model_with_cfg(
-        model_cls, variant, pretrained,
+        make, variant, pretrained,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
-        **{'feature_cfg': dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **kwargs},
+        feature_cfg=feature_cfg,
+        **kwargs,
     )

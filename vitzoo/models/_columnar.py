@@ -4,10 +4,9 @@ from typing import Protocol
 
 import torch
 import torch.nn as nn
-from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 
-from ..layers import check_choice
+from ..layers import check_choice, check_indices
 from ._builder import PublishedWeights
 
 
@@ -26,6 +25,11 @@ class Columnar(PublishedWeights):
     """
     columnar = True
     any_size = True
+
+    @property
+    def feature_indices(self) -> tuple[int, ...]:
+        """The maps of `features_only` where nobody says which: at a quarter, half, three quarters and the end."""
+        return quarters(self._num_maps())
 
     def embed(self, x: torch.Tensor) -> State:
         """Images (B, C, H, W) -> what goes into the first block. Raises ValueError on an image that the model does not take."""
@@ -84,13 +88,13 @@ class Columnar(PublishedWeights):
             intermediates_only: return the maps alone, else (final tokens as of `forward_features`, maps).
 
         Raises:
-            ValueError: another format, or an image that `embed` refuses.
+            ValueError: another format, a block that has no map, or an image that `embed` refuses.
         """
         check_choice('output_fmt', output_fmt, 'NCHW', 'NHWC', 'NLC')
-        take_indices, max_index = feature_take_indices(self._num_maps(), indices)
+        take_indices = check_indices('indices', indices, self._num_maps())
         state = self.embed(x)
         intermediates = []
-        for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
+        for i, block in enumerate(self.blocks[:max(take_indices) + 1] if stop_early else self.blocks):
             state = self.forward_block(block, state)
             if i in take_indices:
                 y, prefix = self.to_map(state), self.to_prefix(state) if return_prefix_tokens else None
@@ -104,8 +108,8 @@ class Columnar(PublishedWeights):
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Drop what the given blocks do not need."""
-        take_indices, max_index = feature_take_indices(self._num_maps(), indices)
-        self.blocks = self.blocks[:max_index + 1]
+        take_indices = check_indices('indices', indices, self._num_maps())
+        self.blocks = self.blocks[:max(take_indices) + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:

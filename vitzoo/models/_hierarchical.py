@@ -4,10 +4,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 from timm.layers import ClassifierHead
-from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 
-from ..layers import check_choice, check_image, check_options
+from ..layers import check_choice, check_image, check_indices, check_options, check_types, precision_of
 from ._builder import PublishedWeights
 
 
@@ -68,13 +67,18 @@ class Hierarchical(PublishedWeights, nn.Module):
         self.feature_info = [dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)]
 
     @property
+    def feature_indices(self) -> tuple[int, ...]:
+        """The maps of `features_only` where nobody says which."""
+        return tuple(range(len(self.feature_info)))
+
+    @property
     def min_input_size(self) -> tuple[int, int]:
         """The smallest image (H, W)."""
         return tuple(getattr(self, 'pretrained_cfg', {}).get('min_input_size', (3, 1, 1))[1:])
 
     def check_input(self, x: torch.Tensor) -> None:
         """Raise ValueError on an image that the model does not take."""
-        check_image(x, self.in_chans, self.min_input_size)
+        check_image(x, self.in_chans, self.min_input_size, precision_of(self))
 
     def make_head(self, **factory_kwargs) -> nn.Module:
         """The classifier on the NCHW features: `global_pool` (with `feat_mult`) and `fc`."""
@@ -111,6 +115,7 @@ class Hierarchical(PublishedWeights, nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
+    @check_types
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier, with the pooling that the model has unless another is given, and 'avg' if it has none.
 
@@ -150,15 +155,15 @@ class Hierarchical(PublishedWeights, nn.Module):
             intermediates_only: return the maps alone, else (final features, maps).
 
         Raises:
-            ValueError: another format, or an image that `check_input` refuses.
+            ValueError: another format, a stage that there is not, or an image that `check_input` refuses.
         """
         check_choice('output_fmt', output_fmt, 'NCHW', 'NHWC')
+        take_indices = check_indices('indices', indices, len(self.stages))
         self.check_input(x)
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
         image_size = x.shape[2:]
         x = self.stem(x)
         intermediates = []
-        for i, stage in enumerate(self.stages[:max_index + 1] if stop_early else self.stages):
+        for i, stage in enumerate(self.stages[:max(take_indices) + 1] if stop_early else self.stages):
             x = self.forward_stage(stage, x, image_size)
             if i in take_indices:
                 intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else x)
@@ -170,7 +175,8 @@ class Hierarchical(PublishedWeights, nn.Module):
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Drop what the given stages do not need."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        take_indices = check_indices('indices', indices, len(self.stages))
+        max_index = max(take_indices)
         cut = max_index < len(self.stages) - 1
         self.stages = self.stages[:max_index + 1]
         if cut or prune_norm or prune_head:

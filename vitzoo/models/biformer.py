@@ -17,7 +17,18 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
-from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_positive, check_stages, fold_batch_norm, per_size
+from ..layers import (
+    MOST,
+    BatchNormNhwc,
+    Gelu,
+    ResidualDwConv,
+    check_range,
+    check_ratios,
+    check_stages,
+    check_types,
+    fold_batch_norm,
+    per_size,
+)
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -25,6 +36,7 @@ from ._hierarchical import Hierarchical, Stage
 __all__ = ['BiFormer']
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+MOST_REGIONS = 256  # per side of a map
 
 
 @per_size
@@ -425,6 +437,7 @@ class BiFormer(Hierarchical):
     dense_norm_eps = 1e-6
     exportable_dynamic_size = 'its regions are laid out for one size'  # read by vitzoo.export
 
+    @check_types
     def __init__(
             self,
             in_chans: int = 3,
@@ -441,19 +454,19 @@ class BiFormer(Hierarchical):
             nchw: bool = False,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
     ):
         check_stages(embed_dims, depths, topks=topks)
-        check_positive(mlp_ratio=mlp_ratio, head_dim=head_dim)
+        check_range(1, MOST, head_dim=head_dim)
+        check_range(1, MOST_REGIONS, n_win=n_win)
+        check_ratios(embed_dims, mlp_ratio=mlp_ratio)
         everything = -1 if nchw else -2
-        if not isinstance(n_win, int) or n_win < 1:
-            raise ValueError(f'n_win={n_win!r}: expected a positive number of regions per side, one for all stages.')
         if any(k != everything and not 1 <= k <= n_win ** 2 for k in topks):
-            raise ValueError(f'topks={tuple(topks)}: expected 1 to n_win ** 2 = {n_win ** 2} regions, or {everything} for all positions.')
+            raise ValueError(f'topks={topks}: expected 1 to n_win ** 2 = {n_win ** 2} regions, or {everything} for all positions.')
         for dim, k in zip(embed_dims, topks, strict=True):
             if dim % (8 if k == everything else head_dim):
-                raise ValueError(f'embed_dims={tuple(embed_dims)}: {dim} channels do not divide into '
+                raise ValueError(f'embed_dims={embed_dims}: {dim} channels do not divide into '
                                  + ('8 heads.' if k == everything else f'heads of head_dim={head_dim}.'))
         super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
         dd = {'device': device, 'dtype': dtype}

@@ -14,10 +14,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
-from ..layers import Gelu, ResidualDwConv, check_positive, check_stages
+from ..layers import Gelu, ResidualDwConv, check_pair, check_ratios, check_stages, check_types
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -340,6 +340,7 @@ class DaViT(Hierarchical):
     layouts = (DENSE, CLASSIFIER, FLORENCE)
     dense_norm_eps = 1e-5  # of norm0 to norm3 of the published dense backbones
 
+    @check_types
     def __init__(
             self,
             in_chans: int = 3,
@@ -356,16 +357,14 @@ class DaViT(Hierarchical):
             named_blocks: bool = False,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
     ):
         check_stages(embed_dims, depths, num_heads)
-        check_positive(mlp_ratio=mlp_ratio)
-        window = to_2tuple(window_size)
-        if len(window) != 2 or min(window) < 1:
-            raise ValueError(f'window_size={window_size!r}: expected a positive number or pair (h, w).')
+        check_ratios(embed_dims, mlp_ratio=mlp_ratio)
+        window = check_pair('window_size', window_size)
         if down_kernel_size not in (2, 3):
-            raise ValueError(f'down_kernel_size={down_kernel_size!r}: expected 2, or 3 as in Florence-2.')
+            raise ValueError(f'down_kernel_size={down_kernel_size}: expected 2, or 3 as in Florence-2.')
         super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
         dd = {'device': device, 'dtype': dtype}
 

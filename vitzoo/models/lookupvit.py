@@ -33,11 +33,25 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
-from ..layers import check_choice, check_image, check_options, check_pair, check_token_pool, per_size
+from ..layers import (
+    MOST_BLOCKS,
+    MOST_PIXELS,
+    check_choice,
+    check_heads,
+    check_image,
+    check_options,
+    check_pair,
+    check_range,
+    check_ratios,
+    check_token_pool,
+    check_types,
+    per_size,
+    precision_of,
+)
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
-from ._columnar import Columnar, quarters
+from ._columnar import Columnar
 
 __all__ = ['LookupViT']
 
@@ -371,6 +385,7 @@ class LookupViT(Columnar, nn.Module):
     layouts = (VIT, TWO_HEADS)
     exportable_dynamic_size = 'its position tables are resampled for one size'  # read by vitzoo.export
 
+    @check_types
     def __init__(
             self,
             img_size: int | Size = 224,
@@ -392,28 +407,23 @@ class LookupViT(Columnar, nn.Module):
             head: str = 'both',
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         check_options(in_chans, num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         check_token_pool(global_pool, num_classes)
         check_choice('head', head, 'both', 'compressed')
-        img_size, patch_size = check_pair('img_size', img_size), check_pair('patch_size', patch_size)
-        if min(embed_dim, num_heads) < 1 or embed_dim % num_heads:
-            raise ValueError(f'embed_dim={embed_dim}, num_heads={num_heads}: expected channels that divide into the heads.')
-        if depth < 1:
-            raise ValueError(f'depth={depth}: expected at least 1 block.')
-        if min(mlp_ratio, lookup_mlp_ratio) * embed_dim < 1:
-            raise ValueError(f'mlp_ratio={mlp_ratio}, lookup_mlp_ratio={lookup_mlp_ratio}: expected shares of embed_dim={embed_dim} of at '
-                             'least one channel.')
+        img_size, patch_size = check_pair('img_size', img_size, MOST_PIXELS), check_pair('patch_size', patch_size)
+        check_heads(embed_dim, num_heads)
+        check_range(1, MOST_BLOCKS, depth=depth)
+        check_ratios((embed_dim,), mlp_ratio=mlp_ratio, lookup_mlp_ratio=lookup_mlp_ratio)
         if stem != 'patch' and (stem != 'conv' or patch_size[0] != patch_size[1] or patch_size[0].bit_count() != 1 or patch_size[0] < 2):
             raise ValueError(f"stem={stem!r}, patch_size={patch_size}: expected 'patch', or 'conv' with a power of two from 2 on.")
-        if not 0 <= pos_std < math.inf:
-            raise ValueError(f'pos_std={pos_std}: expected a deviation from 0 on.')
-        if train_sizes is not None and not (isinstance(train_sizes, Sequence) and train_sizes):
-            raise ValueError(f'train_sizes={train_sizes!r}: expected compressed sizes to draw from, or None.')
+        check_range(0, 1000, pos_std=pos_std)
+        if train_sizes == ():
+            raise ValueError(f'train_sizes={train_sizes}: expected compressed sizes to draw from, or None.')
 
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -468,6 +478,7 @@ class LookupViT(Columnar, nn.Module):
             self.add_module(f'fc_norm{suffix}', norm)
             self.add_module(f'head{suffix}', head.train(self.training))
 
+    @check_types
     def set_compressed_size(self, size: int | Size) -> None:
         """Use another number of compressed tokens from now on: rows and columns of their grid, one number for both.
 
@@ -525,6 +536,7 @@ class LookupViT(Columnar, nn.Module):
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return (self.head, self.head_lookup) if self.two_heads else self.head
 
+    @check_types
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes)
         global_pool = self.global_pool if global_pool is None else global_pool
@@ -536,7 +548,7 @@ class LookupViT(Columnar, nn.Module):
 
     def embed(self, x: torch.Tensor) -> Tokens:
         """Images (B, C, H, W) -> compressed tokens (B, M, D) and lookup tokens (B, N, D). Raises ValueError as `check_image` does."""
-        check_image(x, self.in_chans)
+        check_image(x, self.in_chans, like=precision_of(self))
         features = self.patch_embed(pad_to_patches(x, self.patch_embed.patch_size))
         compressed, lookup = make_tokens(
             features, self.pos_embed, self.pos_compressed, self.grid_size, self.table_size, self._current_size())
@@ -637,9 +649,7 @@ VARIANTS = {
 
 
 def _create_lookupvit(variant: str, pretrained: bool, **kwargs) -> LookupViT:
-    kwargs = {**VARIANTS[variant], **kwargs}
-    maps = kwargs['depth'] - (kwargs.get('head') == 'compressed')  # whose last block has none
-    return build_model(LookupViT, variant, pretrained, feature_cfg=dict(out_indices=quarters(maps), feature_cls='getter'), **kwargs)
+    return build_model(LookupViT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
 
 
 @register_model

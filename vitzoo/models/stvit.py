@@ -27,7 +27,7 @@ from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, tr
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models._manipulate import checkpoint
 
-from ..layers import Gelu, check_choice, check_positive, check_stages, fold_batch_norm, fold_layer_scale, per_size
+from ..layers import Gelu, check_choice, check_ratios, check_stages, check_types, fold_batch_norm, fold_layer_scale, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -587,6 +587,7 @@ class STViT(Hierarchical):
     dense_norm_eps = 1e-5  # of norm0 to norm3 of the published detectors
     exportable_dynamic_size = 'its window tables are made for one size'  # read by vitzoo.export
 
+    @check_types
     def __init__(
             self,
             in_chans: int = 3,
@@ -603,16 +604,13 @@ class STViT(Hierarchical):
             pad_mask: str | None = 'published',
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
     ):
-        for name, values in dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads).items():
-            if not isinstance(values, (tuple, list)) or len(values) != 4 or min(values) < 1:
-                raise ValueError(f'{name}={values!r}: expected four positive numbers, one per stage.')
         check_stages(embed_dims, depths, num_heads, even=True)
-        check_positive(mlp_ratio=mlp_ratio)
+        check_ratios(embed_dims, mlp_ratio=mlp_ratio)
         if depths[2] % UNIT:
-            raise ValueError(f'depths={tuple(depths)}: the third stage is made of units of {UNIT} blocks, expected a multiple of {UNIT}.')
+            raise ValueError(f'depths={depths}: the third stage is made of units of {UNIT} blocks, expected a multiple of {UNIT}.')
         check_choice('form', form, 'auto', 'classifier', 'dense')
         check_choice('pad_mask', pad_mask, 'published', 'correct', 'none', None)
         if use_global and form == 'dense':

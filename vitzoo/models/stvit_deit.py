@@ -19,15 +19,29 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Attention, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import Attention, resample_abs_pos_embed, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models.vision_transformer import Block, VisionTransformer
 
-from ..layers import check_image, check_options, check_pair, check_rates, check_token_pool, per_size
+from ..layers import (
+    MOST_BLOCKS,
+    MOST_PIXELS,
+    check_heads,
+    check_image,
+    check_options,
+    check_pair,
+    check_range,
+    check_rates,
+    check_ratios,
+    check_token_pool,
+    check_types,
+    per_size,
+    precision_of,
+)
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
-from ._columnar import Columnar, quarters
+from ._columnar import Columnar
 
 __all__ = ['STViTDeiT']
 
@@ -265,6 +279,7 @@ class STViTDeiT(Columnar, VisionTransformer):
     features_options = {'recover': True}
     exportable_dynamic_size = 'its windows are made for one size'  # read by vitzoo.export
 
+    @check_types
     def __init__(
             self,
             img_size: int | tuple[int, int] = 224,
@@ -287,20 +302,21 @@ class STViTDeiT(Columnar, VisionTransformer):
             proj_drop_rate: float = 0.,
             attn_drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
     ):
         check_options(in_chans, num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         check_rates(pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate)
         check_token_pool(global_pool)
         grid = check_pair('num_semantic', num_semantic)
-        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads or mlp_ratio <= 0:
-            raise ValueError(f'embed_dim={embed_dim}, num_heads={num_heads}, mlp_ratio={mlp_ratio}: expected positive numbers, and '
-                             'channels that divide into the heads.')
+        check_heads(embed_dim, num_heads)
+        check_range(1, MOST_BLOCKS, depth=depth)
+        check_ratios((embed_dim,), mlp_ratio=mlp_ratio)
         if num_base < 1 or num_generation < 2 or depth < num_base + num_generation:
             raise ValueError(f'depth={depth}, num_base={num_base}, num_generation={num_generation}: expected at least 1 base and 2 '
                              'generation layers, and no more of both than layers in all.')
-        if patch_size < 1 or min(to_2tuple(img_size)) < patch_size:
+        check_pair('patch_size', patch_size)
+        if min(check_pair('img_size', img_size, MOST_PIXELS)) < patch_size:
             raise ValueError(f'img_size={img_size}, patch_size={patch_size}: expected at least one patch.')
 
         def make_block(depth: int, **kwargs) -> nn.Module:
@@ -324,6 +340,7 @@ class STViTDeiT(Columnar, VisionTransformer):
                 proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, device=device, dtype=dtype)
             self.recover.apply(self._init_weights)
 
+    @check_types
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes)
         check_token_pool(global_pool or '')
@@ -333,7 +350,7 @@ class STViTDeiT(Columnar, VisionTransformer):
 
     def embed(self, x: torch.Tensor) -> Tokens:
         """Images (B, C, H, W) -> image tokens (B, N, C) with their positions. Raises ValueError as `check_image` does."""
-        check_image(x, self.in_chans)
+        check_image(x, self.in_chans, like=precision_of(self))
         x = self.patch_embed(x)
         size = x.shape[1:3]
         return Tokens(self.pos_drop(x.flatten(1, 2) + position_table(self.pos_embed, size, self.patch_embed.grid_size)), size)
@@ -404,9 +421,7 @@ VARIANTS = {
 
 
 def _create_stvit_deit(variant: str, pretrained: bool, **kwargs) -> STViTDeiT:
-    kwargs = {**VARIANTS[variant], **kwargs}
-    feature_cfg = dict(out_indices=quarters(kwargs['depth']), feature_cls='getter')
-    return build_model(STViTDeiT, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build_model(STViTDeiT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
 
 
 @register_model

@@ -12,10 +12,23 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 
-from ..layers import BatchNormNhwc, Gelu, ResidualDwConv, check_positive, check_stages, fold_batch_norm, fold_layer_scale, per_size
+from ..layers import (
+    MOST,
+    BatchNormNhwc,
+    Gelu,
+    ResidualDwConv,
+    check_pair,
+    check_range,
+    check_ratios,
+    check_stages,
+    check_types,
+    fold_batch_norm,
+    fold_layer_scale,
+    per_size,
+)
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -310,6 +323,7 @@ class SViT(Hierarchical):
     final = 'proj'
     exportable_dynamic_size = 'its neighbourhood tables are made for one size'  # read by vitzoo.export
 
+    @check_types
     def __init__(
             self,
             in_chans: int = 3,
@@ -326,16 +340,14 @@ class SViT(Hierarchical):
             projection: int = 1024,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
     ):
         check_stages(embed_dims, depths, num_heads, even=True, stoken_size=stoken_size, n_iter=n_iter, init_values=init_values)
-        check_positive(mlp_ratio=mlp_ratio, projection=projection)
-        stoken_size = tuple(to_2tuple(s) for s in stoken_size)
-        if any(len(s) != 2 or min(s) < 1 for s in stoken_size):
-            raise ValueError(f'stoken_size={stoken_size}: expected a positive number or pair (h, w) per stage.')
-        if min(n_iter) < 1:
-            raise ValueError(f'n_iter={tuple(n_iter)}: expected at least 1 in every stage.')
+        check_ratios(embed_dims, mlp_ratio=mlp_ratio)
+        check_range(1, MOST, projection=projection)
+        check_range(1, 100, n_iter=n_iter)
+        stoken_size = tuple(check_pair('stoken_size', size) for size in stoken_size)
         super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims, num_features=projection)
         dd = {'device': device, 'dtype': dtype}
 
