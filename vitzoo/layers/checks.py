@@ -64,19 +64,23 @@ def check_indices(name: str, indices: int | Sequence[int] | None, count: int) ->
     """
     if indices is None:
         return list(range(count))
-    try:
-        if isinstance(indices, (str, bytes, bool)):
-            raise TypeError
-        if hasattr(indices, '__iter__'):
-            levels = [operator.index(i) for i in indices]
-        else:
-            levels = list(range(count - operator.index(indices), count))
-    except (TypeError, RuntimeError):
-        levels = []
-    if not levels or min(levels) < -count or max(levels) >= count:
+    if isinstance(indices, (tuple, list)):
+        levels = [_index(i) for i in indices]
+    else:
+        last = _index(indices)
+        levels = range(-last, 0) if last is not None and 0 < last <= count else []
+    if not levels or not all(level is not None and -count <= level < count for level in levels):
         raise ValueError(f'{name}={show(indices)}: expected the number of last levels, 1 to {count}, or a list of levels from {-count} to '
                          f'{count - 1}.')
-    return [i % count for i in levels]
+    return [level % count for level in levels]
+
+
+def _index(value) -> int | None:
+    """What behaves as an integer, as one; flags do not."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError):
+        return None
 
 
 def check_range(least: float, most: float, **numbers: float | Sequence[float]) -> None:

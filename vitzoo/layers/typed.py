@@ -127,7 +127,7 @@ def _fit_bool(value) -> bool:
 def _fit_device(value) -> torch.device:
     try:
         return torch.device(value)
-    except (TypeError, RuntimeError):
+    except Exception:  # among them what a number too large for C raises
         raise _Misfit from None
 
 

@@ -1,6 +1,7 @@
 """What timm calls: `build_model` for the entry points, and the hook for local files."""
 from collections.abc import Sequence
 
+import numpy as np
 import torch.nn as nn
 from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
@@ -35,8 +36,9 @@ def _wrapper_name(feature_cls: str | type, columnar: bool) -> str | None:
     more than one set. The wrappers that rebuild the model as a list of modules know of no `forward` but theirs.
     """
     wrappers = dict(getter=FeatureGetterNet, hook=FeatureHookNet, fx=FeatureGraphNet, dict=FeatureDictNet)
-    name = feature_cls
-    if isinstance(feature_cls, type):
+    if isinstance(feature_cls, str):
+        name = feature_cls.lower()
+    else:
         name = next((name for name, wrapper in wrappers.items() if issubclass(feature_cls, wrapper)), None)
     choices = ('getter', None) if columnar else ('getter', 'hook', 'fx', None)
     if name not in choices:
@@ -77,6 +79,8 @@ def build_model(
             overlay['custom_load'] = True
         elif cfg.hf_hub_id and cfg.hf_hub_filename:
             overlay['custom_load'] = 'hf'
+    # timm reads sizes and channels out of these as well, and knows no numbers of numpy's
+    kwargs = {name: value.item() if isinstance(value, np.generic) else value for name, value in kwargs.items()}
     if features_only:
         kwargs = {**getattr(model_cls, 'features_options', {}), **kwargs, 'features_only': True}
     feature_cfg = dict(feature_cls=feature_cls)

@@ -463,7 +463,8 @@ class BiFormer(Hierarchical):
         check_ratios(embed_dims, mlp_ratio=mlp_ratio)
         everything = -1 if nchw else -2
         if any(k != everything and not 1 <= k <= n_win ** 2 for k in topks):
-            raise ValueError(f'topks={topks}: expected 1 to n_win ** 2 = {n_win ** 2} regions, or {everything} for all positions.')
+            raise ValueError(f'topks={topks}: expected 1 to n_win ** 2 = {n_win ** 2} regions, or {everything} for all positions '
+                             f'with nchw={nchw}.')
         for dim, k in zip(embed_dims, topks, strict=True):
             if dim % (8 if k == everything else head_dim):
                 raise ValueError(f'embed_dims={embed_dims}: {dim} channels do not divide into '

@@ -47,6 +47,7 @@ from ..layers import (
     check_types,
     per_size,
     precision_of,
+    show,
 )
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
@@ -420,8 +421,8 @@ class LookupViT(Columnar, nn.Module):
         check_range(1, MOST_BLOCKS, depth=depth)
         check_ratios((embed_dim,), mlp_ratio=mlp_ratio, lookup_mlp_ratio=lookup_mlp_ratio)
         if stem != 'patch' and (stem != 'conv' or patch_size[0] != patch_size[1] or patch_size[0].bit_count() != 1 or patch_size[0] < 2):
-            raise ValueError(f"stem={stem!r}, patch_size={patch_size}: expected 'patch', or 'conv' with a power of two from 2 on.")
-        check_range(0, 1000, pos_std=pos_std)
+            raise ValueError(f"stem={show(stem)}, patch_size={patch_size}: expected 'patch', or 'conv' with a power of two from 2 on.")
+        check_range(1e-6, 1000, pos_std=pos_std)
         if train_sizes == ():
             raise ValueError(f'train_sizes={train_sizes}: expected compressed sizes to draw from, or None.')
 

@@ -27,7 +27,7 @@ from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, tr
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models._manipulate import checkpoint
 
-from ..layers import Gelu, check_choice, check_ratios, check_stages, check_types, fold_batch_norm, fold_layer_scale, per_size
+from ..layers import Gelu, as_type, check_choice, check_ratios, check_stages, check_types, fold_batch_norm, fold_layer_scale, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -694,8 +694,8 @@ VARIANTS = {
 
 
 def _create_stvit(variant: str, pretrained: bool, **kwargs) -> STViT:
-    if kwargs.get('features_only'):
-        if kwargs.get('form', 'auto') == 'classifier':
+    if as_type('features_only', kwargs.get('features_only', False), bool):
+        if as_type('form', kwargs.get('form', 'auto'), str) == 'classifier':
             raise ValueError("form='classifier', features_only=True: features are of the dense form; leave form out.")
         kwargs['form'] = 'dense'
     return build_model(STViT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
