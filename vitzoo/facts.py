@@ -2,6 +2,8 @@
 import torch
 from torch import nn
 
+from .arguments import MOST_PIXELS, as_type, show
+
 
 def model_name(model: nn.Module) -> str:
     """The registered name where the model knows one, else its class."""
@@ -15,9 +17,10 @@ def image_shape(model: nn.Module, input_size: int | tuple[int, ...]) -> tuple[in
     Raises:
         ValueError: if it is none of these.
     """
-    numbers = (input_size,) * 2 if isinstance(input_size, int) else tuple(input_size) if isinstance(input_size, (tuple, list)) else ()
-    if len(numbers) not in (2, 3) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
-        raise ValueError(f'input_size={input_size!r}: expected a number, (H, W) or (C, H, W), positive integers.')
+    size = as_type('input_size', input_size, int | tuple[int, ...])
+    numbers = (size, size) if isinstance(size, int) else size
+    if len(numbers) not in (2, 3) or not all(0 < n <= MOST_PIXELS for n in numbers):
+        raise ValueError(f'input_size={show(input_size)}: expected a number, (H, W) or (C, H, W), positive and at most {MOST_PIXELS}.')
     if len(numbers) == 3:
         return numbers
     channels = getattr(model, 'in_chans', None) or next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)

@@ -13,7 +13,7 @@ import torch
 import zoo
 from timm.models._features import FeatureDictNet, FeatureHookNet, FeatureListNet
 
-from vitzoo.layers import show
+from vitzoo.arguments import show
 
 micro_model = pytest.mark.parametrize('name', zoo.MICRO)
 

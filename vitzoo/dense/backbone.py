@@ -1,4 +1,5 @@
 """`DenseBackbone`: one interface to the feature maps of every model, ours or timm's, hierarchical or columnar."""
+import os
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -12,6 +13,8 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vitzoo.arguments import check_types, show
+from vitzoo.layers import check_image, precision_of
 from vitzoo.weights import LoadReport, load_checkpoint
 
 from .pyramid import SimpleFeaturePyramid
@@ -47,13 +50,14 @@ class DenseBackbone(nn.Module):
             the model knows only one.
     """
 
+    @check_types
     def __init__(
             self,
             model_name: str,
             out_indices: Sequence[int] = (0, 1, 2, 3),
             *,
             pretrained: bool = False,
-            checkpoint_path: str | Path | None = None,
+            checkpoint_path: str | os.PathLike | None = None,
             out_norm: bool | str = True,
             frozen_stages: int = -1,
             norm_eval: bool = False,
@@ -61,7 +65,6 @@ class DenseBackbone(nn.Module):
             **model_kwargs,
     ):
         super().__init__()
-        out_indices = tuple(out_indices)
         _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages)
 
         probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
@@ -117,8 +120,7 @@ class DenseBackbone(nn.Module):
             self.load(source)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        if x.ndim != 4 or x.shape[1] != self.in_chans or not x.is_floating_point():
-            raise ValueError(f'expected a floating point image batch (B, {self.in_chans}, H, W), got {x.dtype} of shape {tuple(x.shape)}')
+        check_image(x, self.in_chans, like=precision_of(self))
         height, width = x.shape[-2:]
         if height % self.multiple or width % self.multiple:
             x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
@@ -153,15 +155,13 @@ class DenseBackbone(nn.Module):
 
 def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages):
     if not out_indices or list(out_indices) != sorted(set(out_indices)) or not set(out_indices) <= {0, 1, 2, 3}:
-        raise ValueError(f'out_indices are ascending levels 0 to 3 (strides 4, 8, 16, 32), got {out_indices}')
-    if not isinstance(pretrained, bool):
-        raise ValueError(f'pretrained is True or False, got {pretrained!r}; give a file as checkpoint_path')
+        raise ValueError(f'out_indices are ascending levels 0 to 3 (strides 4, 8, 16, 32), got {show(out_indices)}')
     if checkpoint_path is not None and pretrained:
         raise ValueError(f'give either pretrained=True or checkpoint_path, got both ({checkpoint_path})')
     if checkpoint_path is not None and not str(checkpoint_path).startswith(('hf-hub:', 'hf_hub:')) and not Path(checkpoint_path).is_file():
         raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
     if out_norm not in (True, False, 'layer'):
-        raise ValueError(f"out_norm is True, False or 'layer', got {out_norm!r}")
+        raise ValueError(f"out_norm is True, False or 'layer', got {show(out_norm)}")
     if not -1 <= frozen_stages <= max(out_indices) + 1:
         raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {max(out_indices) + 1}, the last that '
                          f'out_indices={out_indices} needs, got {frozen_stages}')

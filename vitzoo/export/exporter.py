@@ -15,6 +15,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
+from ..arguments import check_range, check_types
 from ..extras import require
 from ..facts import image_shape, model_name
 from ..profiling.latency import take_turns
@@ -31,6 +32,7 @@ FILE_LIMIT = 2**31 - 2**24  # protobuf holds 2 GiB; the rest is for the graph
 _CHATTY = ('torch.onnx', 'torch.export', 'torch._export', 'torch.fx', 'torch._dynamo', 'onnxscript', 'onnx_ir')
 
 
+@check_types
 def export_onnx(
         model: nn.Module,
         path: str | os.PathLike,
@@ -78,12 +80,9 @@ def export_onnx(
         ExportError: if the exporter fails or the file disagrees with PyTorch.
         ImportError: if the extra `onnx` is not installed.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f'model is a {type(model).__name__}: expected a torch.nn.Module, e.g. from timm.create_model.')
     if opset not in OPSETS:
         raise ValueError(f'opset={opset!r}: expected {OPSETS[0]} to {OPSETS[-1]}; 20 suits current runtimes, 17 old ones.')
-    if not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f'rounds={rounds!r}: expected a number of measurements, 0 for none.')
+    check_range(0, 1000, rounds=rounds)
     size = image_shape(model, input_size)
     _refuse(model, 'exportable', 'cannot be exported to ONNX')
     objects = getattr(model, 'objects', False)

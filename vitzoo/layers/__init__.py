@@ -2,14 +2,12 @@
 from .activations import Gelu as Gelu
 from .checks import MOST as MOST
 from .checks import MOST_BLOCKS as MOST_BLOCKS
-from .checks import MOST_PIXELS as MOST_PIXELS
 from .checks import check_choice as check_choice
 from .checks import check_heads as check_heads
 from .checks import check_image as check_image
 from .checks import check_indices as check_indices
 from .checks import check_options as check_options
 from .checks import check_pair as check_pair
-from .checks import check_range as check_range
 from .checks import check_rates as check_rates
 from .checks import check_ratios as check_ratios
 from .checks import check_stages as check_stages
@@ -20,6 +18,3 @@ from .fold import fold_layer_scale as fold_layer_scale
 from .nhwc import BatchNormNhwc as BatchNormNhwc
 from .nhwc import ResidualDwConv as ResidualDwConv
 from .tables import per_size as per_size
-from .typed import as_type as as_type
-from .typed import check_types as check_types
-from .typed import show as show

@@ -1,6 +1,6 @@
 """Checks of what a user can get wrong with any model: the image, the options that all have, and the numbers of a pyramid.
 
-They look at ranges, and at what must fit together; types are the business of `check_types`.
+They look at ranges, and at what must fit together; types are the business of `vitzoo.arguments`.
 """
 import operator
 from collections.abc import Sequence
@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import torch
 from timm.models import register_notrace_function
 
-from .typed import show
+from ..arguments import show
 
 # What an option may ask for: more is a slip, and would end in an allocator's error.
 MOST = 2 ** 24  # channels or classes
 MOST_BLOCKS = 1000  # of a stage
-MOST_PIXELS = 2 ** 16  # of an image, along one side
 MOST_PLACES = 1024  # of a window, a patch or a grid of tokens, along one side
 
 
@@ -81,13 +80,6 @@ def _index(value) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)
     except (TypeError, RuntimeError):
         return None
-
-
-def check_range(least: float, most: float, **numbers: float | Sequence[float]) -> None:
-    """Raise ValueError unless each number, or each entry of a sequence, lies in the range, ends included."""
-    for name, value in numbers.items():
-        if not all(least <= n <= most for n in (value if isinstance(value, Sequence) else (value,))):
-            raise ValueError(f'{name}={show(value)}: expected {least} to {most}.')
 
 
 def check_ratios(dims: Sequence[int], **ratios: float) -> None:

@@ -1,8 +1,11 @@
 """`vitzoo.Backbone`: the dense backbone as a module of MMEngine."""
+from collections.abc import Sequence
+
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from vitzoo.arguments import check_types, show
 from vitzoo.dense import DenseBackbone
 from vitzoo.registry import MODELS
 from vitzoo.weights import load_checkpoint, rename_published
@@ -20,9 +23,10 @@ class Backbone(DenseBackbone, BaseModule):
     `checkpoint_path` stay as they are.
     """
 
-    def __init__(self, model_name: str, out_indices=(0, 1, 2, 3), *, init_cfg: dict | None = None, **kwargs):
+    @check_types
+    def __init__(self, model_name: str, out_indices: Sequence[int] = (0, 1, 2, 3), *, init_cfg: dict | None = None, **kwargs):
         if init_cfg is not None and (init_cfg.get('type') != 'Pretrained' or not init_cfg.get('checkpoint')):
-            raise ValueError(f"init_cfg is dict(type='Pretrained', checkpoint=..., prefix=...) or None, got {init_cfg!r}; "
+            raise ValueError(f"init_cfg is dict(type='Pretrained', checkpoint=..., prefix=...) or None, got {show(init_cfg)}; "
                              'the models initialise themselves')
         super().__init__(model_name, out_indices, **kwargs)
         self.init_cfg = init_cfg

@@ -15,9 +15,11 @@ from mmengine.model import BaseModel, initialize
 from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import datasets
 
+from vitzoo.arguments import MOST_PIXELS, check_range, check_types
+from vitzoo.layers import check_rates
 from vitzoo.registry import DATASETS, METRICS, MODELS
 from vitzoo.weights import load_checkpoint
 
@@ -50,6 +52,7 @@ class Classifier(BaseModel):
         ValueError: the model lacks what is asked for, or a batch is odd where mixup pairs images.
     """
 
+    @check_types
     def __init__(
             self,
             model_name: str,
@@ -59,11 +62,12 @@ class Classifier(BaseModel):
             mixup: dict | None = None,
             separate_logits: bool = False,
             with_cp: bool = False,
-            data_preprocessor: dict | None = None,
+            data_preprocessor: dict | nn.Module | None = None,
             init_cfg: dict | list[dict] | None = None,
             **model_kwargs,
     ):
         super().__init__(data_preprocessor, init_cfg)
+        check_rates(label_smoothing=label_smoothing)
         self.model = timm.create_model(model_name, **model_kwargs)
         if loss is not None and label_smoothing and mixup is None:
             raise ValueError(f'label_smoothing={label_smoothing} is of the cross-entropy or of mixup, got loss={loss} without mixup; '
@@ -113,12 +117,13 @@ class Classifier(BaseModel):
 class ImageFolder(datasets.ImageFolder):
     """Images in one folder a class, through timm's transforms; `transform_kwargs` go to `timm.data.create_transform`."""
 
-    def __init__(self, root: str, input_size: int | Sequence[int], is_training: bool = False, **transform_kwargs):
+    @check_types
+    def __init__(self, root: str | os.PathLike, input_size: int | Sequence[int], is_training: bool = False, **transform_kwargs):
+        check_range(1, MOST_PIXELS, input_size=input_size)
         if not Path(root).is_dir():
             raise ValueError(f'{root} is not a folder; expected {root}/CLASS/IMAGE. The shipped configs look where the environment '
                              'variable IMAGENET (or DIGIT_SCENES) points')
-        size = input_size if isinstance(input_size, int) else tuple(input_size)
-        super().__init__(root, transform=create_transform(size, is_training=is_training, **transform_kwargs))
+        super().__init__(root, transform=create_transform(input_size, is_training=is_training, **transform_kwargs))
         self.metainfo = dict(classes=self.classes)  # goes into checkpoints
 
 

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from vitzoo.arguments import check_types
 from vitzoo.registry import STRATEGIES
 
 __all__ = ['FSDPStrategy']
@@ -35,6 +36,7 @@ class FSDPStrategy(DDPStrategy):
         kwargs: go to mmengine's DDPStrategy (`sync_bn`, ...).
     """
 
+    @check_types
     def __init__(self, *, reshard_after_forward: bool = True, **kwargs):
         super().__init__(**kwargs)
         self.reshard_after_forward = reshard_after_forward

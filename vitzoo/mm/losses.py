@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor, nn
 
+from vitzoo.arguments import check_types
 from vitzoo.registry import MODELS
 
 
@@ -18,6 +19,7 @@ class ClassDiceLoss(nn.Module):
         loss_name: MMSegmentation adds up what begins with `loss_`.
     """
 
+    @check_types
     def __init__(self, loss_weight: float = 1., ignore_index: int = 255, loss_name: str = 'loss_dice'):
         super().__init__()
         self.loss_weight = loss_weight

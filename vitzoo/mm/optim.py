@@ -3,6 +3,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from vitzoo.arguments import as_type
 from vitzoo.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -16,7 +17,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     """
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
-        layer_decay = self.paramwise_cfg.get('layer_decay', 1.0)
+        layer_decay = as_type('layer_decay', self.paramwise_cfg.get('layer_decay', 1.0), float)
         unknown = set(self.paramwise_cfg) - {'layer_decay'}
         if unknown or not 0 < layer_decay <= 1:
             raise ValueError(f'paramwise_cfg holds layer_decay, above 0 and up to 1, got {self.paramwise_cfg}')

@@ -8,7 +8,8 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
 from timm.models._features_fx import FeatureGraphNet
 
-from ..layers import check_indices, check_types, show
+from ..arguments import check_types, show
+from ..layers import check_indices
 from ..weights.files import StateDict
 from ..weights.layout import BESIDE_MODEL, Layout, convert, keep_counters, strip_prefixes
 from ..weights.load import load_checkpoint

@@ -6,7 +6,8 @@ import torch.nn as nn
 from timm.layers import ClassifierHead
 from timm.models._manipulate import checkpoint_seq
 
-from ..layers import check_choice, check_image, check_indices, check_options, check_types, precision_of
+from ..arguments import check_types
+from ..layers import check_choice, check_image, check_indices, check_options, precision_of
 from ._builder import PublishedWeights
 
 

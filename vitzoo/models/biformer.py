@@ -17,18 +17,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
-from ..layers import (
-    MOST,
-    BatchNormNhwc,
-    Gelu,
-    ResidualDwConv,
-    check_range,
-    check_ratios,
-    check_stages,
-    check_types,
-    fold_batch_norm,
-    per_size,
-)
+from ..arguments import check_range, check_types
+from ..layers import MOST, BatchNormNhwc, Gelu, ResidualDwConv, check_ratios, check_stages, fold_batch_norm, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage

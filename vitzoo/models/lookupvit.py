@@ -33,21 +33,18 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
+from ..arguments import MOST_PIXELS, check_range, check_types, show
 from ..layers import (
     MOST_BLOCKS,
-    MOST_PIXELS,
     check_choice,
     check_heads,
     check_image,
     check_options,
     check_pair,
-    check_range,
     check_ratios,
     check_token_pool,
-    check_types,
     per_size,
     precision_of,
-    show,
 )
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout

@@ -27,7 +27,8 @@ from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, tr
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models._manipulate import checkpoint
 
-from ..layers import Gelu, as_type, check_choice, check_ratios, check_stages, check_types, fold_batch_norm, fold_layer_scale, per_size
+from ..arguments import as_type, check_types
+from ..layers import Gelu, check_choice, check_ratios, check_stages, fold_batch_norm, fold_layer_scale, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage

@@ -23,18 +23,16 @@ from timm.layers import Attention, resample_abs_pos_embed, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models.vision_transformer import Block, VisionTransformer
 
+from ..arguments import MOST_PIXELS, check_range, check_types
 from ..layers import (
     MOST_BLOCKS,
-    MOST_PIXELS,
     check_heads,
     check_image,
     check_options,
     check_pair,
-    check_range,
     check_rates,
     check_ratios,
     check_token_pool,
-    check_types,
     per_size,
     precision_of,
 )

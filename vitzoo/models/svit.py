@@ -15,16 +15,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 
+from ..arguments import check_range, check_types
 from ..layers import (
     MOST,
     BatchNormNhwc,
     Gelu,
     ResidualDwConv,
     check_pair,
-    check_range,
     check_ratios,
     check_stages,
-    check_types,
     fold_batch_norm,
     fold_layer_scale,
     per_size,

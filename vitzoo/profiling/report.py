@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
+from ..arguments import check_range, check_types
 from ..facts import float_dtype, image_shape, model_name
 from .counters import count_macs, count_traffic, on_meta
 from .latency import take_turns
@@ -46,6 +47,7 @@ class Profile:
         return table
 
 
+@check_types
 def profile(model: nn.Module, input_size: int | tuple[int, ...], *, batch: int = 128, element_bytes: int = 2,
             latency_batches: Sequence[int] = (), rounds: int = 5) -> Profile:
     """Count what a model costs; nothing of it is changed, and nothing is computed unless a latency is asked for.
@@ -61,12 +63,7 @@ def profile(model: nn.Module, input_size: int | tuple[int, ...], *, batch: int =
     Raises:
         ValueError: if `model` is no module, a number is not positive, or the model cannot take such an image.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f'model is a {type(model).__name__}: expected a torch.nn.Module, e.g. from timm.create_model.')
-    numbers = [('batch', batch), ('element_bytes', element_bytes), ('rounds', rounds), *(('latency_batches', b) for b in latency_batches)]
-    for name, value in numbers:
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f'{name}: expected positive integers, got {value!r}.')
+    check_range(1, 2 ** 16, batch=batch, element_bytes=element_bytes, latency_batches=latency_batches, rounds=rounds)
     size = image_shape(model, input_size)
     dtype = float_dtype(model)
     try:  # a copy for each: models that keep tables from one forward to the next move them in the first alone

@@ -1,7 +1,8 @@
-"""Arguments are what the signature says: one check of types for constructors and functions that users call."""
+"""Arguments are what the signature says: one check of types for all constructors and functions that users call. Uses nothing of ours."""
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from numbers import Real
@@ -11,11 +12,14 @@ from typing import Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+from torch import nn
 
+MOST_PIXELS = 2 ** 16  # of an image, along one side
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = {  # of a type in messages: one, several
     int: ('an integer', 'integers'), float: ('a number', 'numbers'), bool: ('True or False', 'booleans'), str: ('a string', 'strings'),
-    dict: ('a dict', 'dicts'), NoneType: ('None', 'None'), torch.device: ("a device such as 'cpu'", 'devices'),
+    dict: ('a dict', 'dicts'), type: ('a class', 'classes'), NoneType: ('None', 'None'), os.PathLike: ('a path', 'paths'),
+    nn.Module: ('a torch.nn.Module, e.g. from timm.create_model', 'modules'), torch.device: ("a device such as 'cpu'", 'devices'),
     torch.dtype: ('torch.float16, bfloat16, float32 or float64', 'dtypes'),
 }
 _short = Repr()
@@ -28,6 +32,13 @@ def show(value) -> str:
         return ' '.join(_short.repr(value).split())
     except Exception:  # a repr that fails, an integer of more digits than Python prints
         return f'a {type(value).__name__}'
+
+
+def check_range(least: float, most: float, **numbers: float | Sequence[float]) -> None:
+    """Raise ValueError unless each number, or each entry of a sequence, lies in the range, ends included."""
+    for name, value in numbers.items():
+        if not all(least <= n <= most for n in (value if isinstance(value, Sequence) else (value,))):
+            raise ValueError(f'{name}={show(value)}: expected {least} to {most}.')
 
 
 class _Misfit(Exception):
@@ -68,7 +79,8 @@ def _fit(value, hint):
     if kind in (Union, UnionType):
         return _fit_one_of(value, parts)
     if kind in (tuple, list, Sequence):
-        return _fit_sequence(value, parts, fixed=kind is tuple and Ellipsis not in parts)
+        values = _fit_sequence(value, parts, fixed=kind is tuple and Ellipsis not in parts)
+        return list(values) if kind is list else values
     if kind in _CONVERT:
         return _CONVERT[kind](value)
     if isinstance(kind, type) and not isinstance(value, kind):
@@ -152,4 +164,4 @@ def _describe(hint, several: bool = False) -> str:
                 f'{"lists" if several else "a list"} of {what}')
     if kind in _NAMES:
         return _NAMES[kind][several]
-    return f'{kind.__module__.partition(".")[0]}.{kind.__name__}'.removeprefix('builtins.')
+    return f'a {kind.__name__}'
