@@ -233,9 +233,12 @@ def test_model_of_one_size():
             model(image(224, 256))
 
 
-@pytest.mark.parametrize('x', [torch.rand(3, 64, 64), torch.rand(1, 4, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
-def test_bad_images(x):
-    with pytest.raises(ValueError, match='expected a floating point image batch'):
+@pytest.mark.parametrize('x, message', [
+    (torch.rand(3, 64, 64), '3 dimensions'), (torch.rand(1, 4, 64, 64), 'got 4'), (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 'uint8'),
+    (torch.zeros(1, 3, 64, 64, dtype=torch.half), 'float16'), ('photo.png', 'torch.Tensor'),
+], ids=['rank', 'channels', 'integers', 'halves', 'name'])
+def test_bad_images(x, message):
+    with pytest.raises(ValueError, match=message):
         DenseBackbone('resnet10t', (0,))(x)
 
 

@@ -121,8 +121,8 @@ def test_report():
 
 @pytest.mark.parametrize('arguments, message', [
     (('resnet10t', 64), 'nn.Module'),
-    ((nn.Conv2d(3, 4, 3), 0), 'positive integers'),
-    ((nn.Conv2d(3, 4, 3), 64.), 'positive integers'),
+    ((nn.Conv2d(3, 4, 3), 0), 'input_size=0: expected a number'),
+    ((nn.Conv2d(3, 4, 3), 64.), 'input_size=64.0: expected an integer'),
     ((nn.Conv2d(3, 4, 3), (1, 3, 64, 64)), r'\(C, H, W\)'),
     ((nn.Conv2d(3, 4, 3), (4, 64, 64)), 'cannot be counted at'),
 ])

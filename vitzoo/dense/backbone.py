@@ -56,7 +56,7 @@ class DenseBackbone(nn.Module):
             model_name: str,
             out_indices: Sequence[int] = (0, 1, 2, 3),
             *,
-            pretrained: bool = False,
+            pretrained: bool | str = False,
             checkpoint_path: str | os.PathLike | None = None,
             out_norm: bool | str = True,
             frozen_stages: int = -1,
@@ -156,6 +156,8 @@ class DenseBackbone(nn.Module):
 def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages):
     if not out_indices or list(out_indices) != sorted(set(out_indices)) or not set(out_indices) <= {0, 1, 2, 3}:
         raise ValueError(f'out_indices are ascending levels 0 to 3 (strides 4, 8, 16, 32), got {show(out_indices)}')
+    if isinstance(pretrained, str):  # as older configs have it
+        raise ValueError(f'pretrained={show(pretrained)}: expected True or False; give a file as checkpoint_path')
     if checkpoint_path is not None and pretrained:
         raise ValueError(f'give either pretrained=True or checkpoint_path, got both ({checkpoint_path})')
     if checkpoint_path is not None and not str(checkpoint_path).startswith(('hf-hub:', 'hf_hub:')) and not Path(checkpoint_path).is_file():
@@ -165,10 +167,16 @@ def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_n
     if not -1 <= frozen_stages <= max(out_indices) + 1:
         raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {max(out_indices) + 1}, the last that '
                          f'out_indices={out_indices} needs, got {frozen_stages}')
+    check_model_name(model_name)
+
+
+def check_model_name(model_name: str) -> None:
+    """Raise ValueError unless timm knows a model of that name, with or without a tag, or it names a place where one is."""
     name = model_name.split('.')[0]
     if ':' not in name and not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f'unknown model {model_name!r}' + (f'; did you mean {", ".join(close)}?' if close else '; see timm.list_models()'))
+        close = get_close_matches(name[:100], timm.list_models(), n=3)
+        raise ValueError(f'model_name={show(model_name)}: unknown model' + (f'; did you mean {", ".join(close)}?' if close else
+                                                                            '; see timm.list_models()'))
 
 
 def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[int, int] | None]:

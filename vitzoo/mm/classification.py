@@ -4,7 +4,6 @@ A trained model is put to use on single images in the manner of `mmdet.apis`: `i
 """
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import timm
 import torch
@@ -18,7 +17,8 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import Tensor, nn
 from torchvision import datasets
 
-from vitzoo.arguments import MOST_PIXELS, check_range, check_types
+from vitzoo.arguments import MOST_PIXELS, check_range, check_types, show
+from vitzoo.dense.backbone import check_model_name
 from vitzoo.layers import check_rates
 from vitzoo.registry import DATASETS, METRICS, MODELS
 from vitzoo.weights import load_checkpoint
@@ -66,8 +66,9 @@ class Classifier(BaseModel):
             init_cfg: dict | list[dict] | None = None,
             **model_kwargs,
     ):
-        super().__init__(data_preprocessor, init_cfg)
+        check_model_name(model_name)
         check_rates(label_smoothing=label_smoothing)
+        super().__init__(data_preprocessor, init_cfg)
         self.model = timm.create_model(model_name, **model_kwargs)
         if loss is not None and label_smoothing and mixup is None:
             raise ValueError(f'label_smoothing={label_smoothing} is of the cross-entropy or of mixup, got loss={loss} without mixup; '
@@ -120,9 +121,11 @@ class ImageFolder(datasets.ImageFolder):
     @check_types
     def __init__(self, root: str | os.PathLike, input_size: int | Sequence[int], is_training: bool = False, **transform_kwargs):
         check_range(1, MOST_PIXELS, input_size=input_size)
-        if not Path(root).is_dir():
-            raise ValueError(f'{root} is not a folder; expected {root}/CLASS/IMAGE. The shipped configs look where the environment '
-                             'variable IMAGENET (or DIGIT_SCENES) points')
+        if not isinstance(input_size, int) and len(input_size) not in (2, 3):
+            raise ValueError(f'input_size={input_size}: expected a number, (H, W) or (C, H, W).')
+        if not os.path.isdir(root):
+            raise ValueError(f'root={show(root)} is not a folder; expected one with CLASS/IMAGE in it. The shipped configs look where the '
+                             'environment variable IMAGENET (or DIGIT_SCENES) points')
         super().__init__(root, transform=create_transform(input_size, is_training=is_training, **transform_kwargs))
         self.metainfo = dict(classes=self.classes)  # goes into checkpoints
 

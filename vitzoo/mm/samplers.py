@@ -1,7 +1,8 @@
 """Samplers that mmengine lacks."""
+from collections.abc import Sized
+
 from mmengine.dist import get_dist_info, sync_random_seed
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
-from torch.utils.data import Dataset
 
 from vitzoo.arguments import check_range, check_types
 from vitzoo.registry import DATA_SAMPLERS
@@ -15,7 +16,7 @@ class RepeatAugSampler(TimmRepeatAugSampler):
     """
 
     @check_types
-    def __init__(self, dataset: Dataset, num_repeats: int = 3, shuffle: bool = True, seed: int | None = None):
+    def __init__(self, dataset: Sized, num_repeats: int = 3, shuffle: bool = True, seed: int | None = None):
         check_range(1, 1000, num_repeats=num_repeats)
         rank, world_size = get_dist_info()
         super().__init__(dataset, num_replicas=world_size, rank=rank, num_repeats=num_repeats, shuffle=shuffle)

@@ -1,0 +1,90 @@
+"""Every argument of the public functions and classes, as signatures have them: it is taken, or a ValueError names it in one line."""
+import inspect
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import vitzoo
+from vitzoo.arguments import show
+
+VALUES = (
+    True, -1, 0, 1.5, float('nan'), float('inf'), 10 ** 9, 2 ** 63, 10 ** 5000, 1j, np.float32('nan'), np.ones(3), torch.ones(3),
+    '', 'no_such', 'a\nb', b'a', object(), nn.Linear, len, set(), {}, {1: 2}, (), [], [[1]], ('a', 'b'), (1.5, 2.5),
+    (10 ** 30,) * 2, (-1, 0),
+)
+CONFIGS = ('loss', 'mixup', 'data_preprocessor', 'init_cfg')  # what a dict of these says is the business of mmengine and timm
+
+
+class Refused(Exception):
+    """Stands for all that comes after the checks."""
+
+
+def complaints(function, argument, **others):
+    """By value, what function raises that is not a ValueError of one line which names the argument; a value that passes is fine."""
+    found = {}
+    for value in VALUES:
+        if isinstance(value, dict) and argument in CONFIGS:
+            continue
+        try:
+            function(**others, **{argument: value})
+        except ValueError as e:
+            if '\n' in str(e) or len(str(e)) > 400 or argument not in str(e):
+                found[show(value)] = f'ValueError: {e}'
+        except Refused:
+            pass
+        except Exception as e:
+            found[show(value)] = f'{type(e).__name__}: {e}'
+    return found
+
+
+def sweep(function, **others):
+    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != 'self']
+    found = {name: complaints(function, name, **{key: value for key, value in others.items() if key != name})
+             for name in names}
+    return {name: texts for name, texts in found.items() if texts}
+
+
+def test_dense_backbone():
+    assert sweep(vitzoo.DenseBackbone, model_name='svit_micro') == {}
+
+
+def test_profile():
+    assert sweep(vitzoo.profile, model=nn.Conv2d(3, 4, 3), input_size=8, batch=1) == {}
+
+
+def test_export_onnx(tmp_path, monkeypatch):
+    pytest.importorskip('onnx')
+    from vitzoo.export import exporter
+
+    def steps(show):
+        raise Refused
+    monkeypatch.setattr(exporter, '_steps', steps)  # the work begins there
+    monkeypatch.chdir(tmp_path)
+    assert sweep(vitzoo.export_onnx, model=nn.Conv2d(3, 4, 3), path='m.onnx', input_size=8) == {}
+
+
+PARTS = {
+    'Backbone': dict(model_name='svit_micro'), 'Classifier': dict(model_name='svit_micro'), 'ClassDiceLoss': {},
+    'ImageFolder': dict(root='.', input_size=8), 'RepeatAugSampler': dict(dataset=range(8)), 'FSDPStrategy': {},
+}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_parts_for_mmengine(name, tmp_path, monkeypatch):
+    mm = pytest.importorskip('vitzoo.mm')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'b.png').touch()
+    assert sweep(getattr(mm, name), **PARTS[name]) == {}
+
+
+def test_layer_decay():
+    mm = pytest.importorskip('vitzoo.mm')
+
+    def build(layer_decay):
+        mm.LayerDecayConstructor(dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1)), dict(layer_decay=layer_decay))(
+            timm.create_model('svit_micro'))
+    assert complaints(build, 'layer_decay') == {}
