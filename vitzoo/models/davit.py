@@ -17,7 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
-from ..layers import Gelu, ResidualDwConv, check_positive, check_stages
+from ..layers import Gelu, channels_last, check_positive, check_stages, fold_identity, is_plain, on_nchw, residual_conv
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -37,7 +37,7 @@ def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
         x = F.pad(x, (0, 0, 0, (w - W % w) % w, 0, (h - H % h) % h))
         H, W = x.shape[1:3]
     # rank 4, with whole rows of a window as the last axis
-    return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).contiguous().view(B, -1, h * w, C)
+    return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).contiguous().view(B, (H // h) * (W // w), h * w, C)
 
 
 @register_notrace_function
@@ -62,16 +62,17 @@ class ConvPosEnc(nn.Module):
 
     def __init__(self, dim: int, act: bool = False, device=None, dtype=None):
         super().__init__()
+        self.proj = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
         self.act = Gelu() if act else None
-        if act:
-            self.proj = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
-        else:
-            self.proj = ResidualDwConv(dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.act is not None:
-            return x + self.act(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        return self.proj(x)
+        return residual_conv(self.proj, x) if self.act is None else x + self.act(on_nchw(self.proj, x))
+
+    def fuse(self) -> nn.Module:
+        """Add the identity to the kernel (inference only)."""
+        if self.act is None:
+            self.proj = fold_identity(self.proj)
+        return self
 
 
 class WindowAttention(nn.Module):
@@ -88,7 +89,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, M, L, C = x.shape
-        qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, -1).transpose(1, 2)
+        qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, C // self.num_heads).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=1)  # (B * M, heads, h * w, d) each
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
@@ -142,13 +143,12 @@ class ChannelAttention(nn.Module):
         scale = (N if self.v2 else C // g) ** -0.5
         roles = (0, 1, 2) if self.v2 else (1, 2, 0)  # rows of the map, its columns, values
         x = x.view(B, N, C)
-        # adapters and quantised layers are more than their weight
-        if N > C and type(self.qkv) is type(self.proj) is nn.Linear:
+        if N > C and is_plain(self.qkv, nn.Linear) and is_plain(self.proj, nn.Linear):
             return self._forward_merged(x, roles, scale).view(B, H, W, C)
-        qkv = self.qkv(x).view(B, N, 3, g, -1).permute(2, 0, 3, 1, 4).contiguous().view(3, B * g, N, -1)
+        qkv = self.qkv(x).view(B, N, 3, g, C // g).permute(2, 0, 3, 1, 4).contiguous().view(3, B * g, N, C // g)
         left, right, values = (qkv[i] for i in roles)
         x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale, self.fused).transpose(1, 2))
-        return self.proj(x.view(B, g, N, -1).transpose(1, 2).contiguous().view(B, H, W, C))
+        return self.proj(x.view(B, g, N, C // g).transpose(1, 2).contiguous().view(B, H, W, C))
 
     def _forward_merged(self, x: torch.Tensor, roles: tuple[int, int, int], scale: float) -> torch.Tensor:
         """The same, (B, N, C) in and out, for more positions than channels: nothing of size N * C is copied or made in vain.
@@ -158,9 +158,9 @@ class ChannelAttention(nn.Module):
         B, N, C = x.shape
         g = self.num_heads
         weights, biases = self.qkv.weight.view(3, C, C), self.qkv.bias.view(3, C)
-        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i], self.fused).view(B * g, -1, N) for i in roles[:2])
+        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i], self.fused).view(B * g, C // g, N) for i in roles[:2])
         A = channel_map(left, right.transpose(1, 2), scale, self.fused)
-        proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, -1, C)
+        proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, C // g, C)
         merged = torch.bmm(A.transpose(1, 2), proj).view(B, C, C)
         weight, bias = weights[roles[2]], biases[roles[2]]
         if (N - C) * C * C < MIN_SAVED_MACS:
@@ -233,9 +233,9 @@ class Downsample(nn.Module):
             if H % 2 or W % 2 or torch.jit.is_tracing():
                 x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))  # after the norm: with zeros, not with its bias
             traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for any batch
-            if not traced and x.numel() < self.conv.weight.numel():
+            if not traced and x.numel() < self.conv.weight.numel() and is_plain(self.conv, nn.Conv2d):
                 return self._forward_linear(x)
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return on_nchw(self.conv, x)
 
     def _forward_linear(self, x: torch.Tensor) -> torch.Tensor:
         """The 2x2 convolution as a linear layer of 2x2 pixels: less work where the map is smaller than the kernel's reordering."""
@@ -254,7 +254,7 @@ class Stem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # from here on every map lies channels last in memory; the published padding to a multiple of 4 is within the convolution's own
-        return self.norm(self.conv(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
+        return self.norm(self.conv(channels_last(x)).permute(0, 2, 3, 1))
 
 
 class NormClassifierHead(ClassifierHead):

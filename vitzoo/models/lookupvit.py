@@ -10,6 +10,7 @@ docstring of `LookupViT`.
 Shapes: B batch, H W image, h w map of patches, N = h * w lookup tokens, M compressed tokens, D channels, heads with d channels each.
 """
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +21,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
-    ConvNormAct,
     DropPath,
     LayerNorm,
     Mlp,
@@ -33,7 +33,18 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
-from ..layers import check_choice, check_image, check_options, check_pair, check_token_pool, per_size
+from ..layers import (
+    check_choice,
+    check_image,
+    check_options,
+    check_pair,
+    check_token_pool,
+    is_plain,
+    per_size,
+    require_bare,
+    require_plain,
+    specialize_size,
+)
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
@@ -73,7 +84,7 @@ def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bi
     if size == new_size:
         return x
     B, _, D = x.shape
-    rows, cols = (resize_matrix(int(n), int(m), kernel).to(x) for n, m in zip(size, new_size, strict=True))
+    rows, cols = (resize_matrix(n, m, kernel, like=x) for n, m in zip(size, new_size, strict=True))
     (h, w), (m, n) = size, new_size
     x = torch.matmul(rows, x.reshape(B, h, w * D))
     x = torch.matmul(cols, x.reshape(B * m, w, D))
@@ -108,7 +119,7 @@ def make_tokens(
 
     grid_size and table_size are those of the two position tables, size that of the compressed map.
     """
-    h, w = (int(n) for n in features.shape[2:])
+    h, w = features.shape[2:]
     features = features.flatten(2).transpose(1, 2).contiguous()
     lookup = features + resize_table(pos_embed, grid_size, (h, w), 'bicubic')
     compressed = resize_tokens(features, (h, w), size)
@@ -124,7 +135,8 @@ def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
 def merge_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B * heads, T, d) -> (B, T, D)."""
     T, d = x.shape[1:]
-    return x.view(-1, num_heads, T, d).transpose(1, 2).contiguous().view(-1, T, num_heads * d)
+    B = x.shape[0] // num_heads
+    return x.view(B, num_heads, T, d).transpose(1, 2).contiguous().view(B, T, num_heads * d)
 
 
 class Gather(nn.Module):
@@ -156,7 +168,7 @@ class Gather(nn.Module):
         q = split_heads(q if self.scale == 1 else q * self.scale, self.num_heads)
         k = split_heads(self.k_norm(self.k(lookup)), self.num_heads)
         attention = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
-        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M:
+        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M and is_plain(self.v, nn.Linear):
             gathered = self._gather_then_project(attention.view(B, self.num_heads * M, N), lookup)
         else:
             gathered = merge_heads(torch.bmm(attention, split_heads(self.v(lookup), self.num_heads)), self.num_heads)
@@ -165,13 +177,16 @@ class Gather(nn.Module):
     def _gather_then_project(self, attention: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
         """A (L Wv) as (A L) Wv: the value projection, without its bias, acts on M tokens a head instead of all N; (B, M, D)."""
         B, D = lookup.shape[0], lookup.shape[2]
-        x = torch.bmm(attention, lookup).view(B, self.num_heads, -1, D).transpose(0, 1).contiguous().view(self.num_heads, -1, D)
-        x = torch.bmm(x, self.v.weight.view(self.num_heads, -1, D).transpose(1, 2))  # (heads, B * M, d)
-        return x.view(self.num_heads, B, -1, x.shape[-1]).permute(1, 2, 0, 3).contiguous().view(B, -1, D)
+        M = attention.shape[1] // self.num_heads
+        x = torch.bmm(attention, lookup).view(B, self.num_heads, M, D).transpose(0, 1).contiguous().view(self.num_heads, B * M, D)
+        x = torch.bmm(x, self.v.weight.view(self.num_heads, D // self.num_heads, D).transpose(1, 2))  # (heads, B * M, d)
+        return x.view(self.num_heads, B, M, D // self.num_heads).permute(1, 2, 0, 3).contiguous().view(B, M, D)
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Fold the scale and the bias of the values into their neighbours, and multiply in the cheaper order (inference only)."""
+        require_plain(nn.Linear, self.v, self.proj)
+        require_bare(self.q_norm)
         if self.scale != 1:
             for parameter in self.q_norm.parameters():
                 parameter *= self.scale
@@ -202,16 +217,16 @@ class Infuse(nn.Module):
     def forward(self, compressed: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         (B, M, D), N = compressed.shape, attention.shape[3]
         v = self.v_norm(self.v(self.norm(compressed)))
-        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M:
+        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M and is_plain(self.proj, nn.Linear):
             return self._project_then_spread(v, attention.view(B, self.num_heads * M, N))
-        spread = torch.bmm(attention.view(-1, M, N).transpose(1, 2), split_heads(v, self.num_heads))
+        spread = torch.bmm(attention.view(B * self.num_heads, M, N).transpose(1, 2), split_heads(v, self.num_heads))
         return self.proj(merge_heads(spread, self.num_heads))
 
     def _project_then_spread(self, v: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """(A^T V) O as A^T (V O): the output projection acts on M tokens a head instead of all N."""
         B, M, D = v.shape
-        v = v.view(B * M, self.num_heads, -1).transpose(0, 1)
-        weight = self.proj.weight.view(D, self.num_heads, -1).permute(1, 2, 0)  # (heads, d, D)
+        v = v.view(B * M, self.num_heads, D // self.num_heads).transpose(0, 1)
+        weight = self.proj.weight.view(D, self.num_heads, D // self.num_heads).permute(1, 2, 0)  # (heads, d, D)
         v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).contiguous().view(B, self.num_heads * M, D)
         return torch.baddbmm(self.proj.bias, attention.transpose(1, 2), v)
 
@@ -226,7 +241,10 @@ def conv_stem(in_chans: int, dim: int, stride: int, device=None, dtype=None) -> 
     dd = {'device': device, 'dtype': dtype}
     num = stride.bit_length() - 1
     dims = [in_chans, *(dim >> i for i in reversed(range(num)))]
-    layers = [ConvNormAct(a, b, 3, stride=2, act_layer=nn.GELU, **dd) for a, b in zip(dims[:-1], dims[1:], strict=True)]
+    layers = [nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, bias=False, **dd),
+        bn=nn.BatchNorm2d(out_dim, **dd),  # without an activation in it, which tools that replace batch norms would drop
+        act=nn.GELU())) for in_dim, out_dim in zip(dims[:-1], dims[1:], strict=True)]
     return nn.Sequential(*layers, nn.Conv2d(dim, dim, 3, padding=1, **dd))
 
 
@@ -537,6 +555,7 @@ class LookupViT(Columnar, nn.Module):
     def embed(self, x: torch.Tensor) -> Tokens:
         """Images (B, C, H, W) -> compressed tokens (B, M, D) and lookup tokens (B, N, D). Raises ValueError as `check_image` does."""
         check_image(x, self.in_chans)
+        specialize_size(x)
         features = self.patch_embed(pad_to_patches(x, self.patch_embed.patch_size))
         compressed, lookup = make_tokens(
             features, self.pos_embed, self.pos_compressed, self.grid_size, self.table_size, self._current_size())

@@ -23,7 +23,7 @@ from timm.layers import Attention, resample_abs_pos_embed, to_2tuple, trunc_norm
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models.vision_transformer import Block, VisionTransformer
 
-from ..layers import check_image, check_options, check_pair, check_rates, check_token_pool, per_size
+from ..layers import check_image, check_options, check_pair, check_rates, check_token_pool, is_plain, per_size, specialize_size
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
@@ -110,10 +110,10 @@ class SpatialPool(nn.Module):
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         B, N, C = x.shape
-        index, mask = window_tables(*(int(n) for n in size), *self.grid)
+        index, mask = window_tables(*size, *self.grid, like=x)
         height, width = mask.shape[1:]
-        index, mask = index.to(x.device), mask.flatten(1).to(x)
-        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, index).reshape(-1, height, width, C)
+        mask = mask.flatten(1)
+        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, index).reshape(B * len(mask), height, width, C)
         scores = self.conv(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         scores = self.score(self.act(self.norm(scores))).reshape(B, *mask.shape) + mask
         return weighted_means(windows.reshape(B, *mask.shape, C), scores)
@@ -124,11 +124,15 @@ class CrossAttention(Attention):
 
     def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         (B, M, C), N = queries.shape, context.shape[1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(queries, weight[:C], None if bias is None else bias[:C])
-        kv = F.linear(context, weight[C:], None if bias is None else bias[C:])
-        q = q.reshape(B, M, self.num_heads, -1).transpose(1, 2)
-        k, v = kv.reshape(B, N, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if is_plain(self.qkv, nn.Linear):
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(queries, weight[:C], None if bias is None else bias[:C])
+            kv = F.linear(context, weight[C:], None if bias is None else bias[C:])
+        else:
+            q, kv = self.qkv(torch.cat([queries, context], dim=1)).split([M, N], dim=1)
+            q, kv = q[..., :C], kv[..., C:]
+        q = q.reshape(B, M, self.num_heads, C // self.num_heads).transpose(1, 2)
+        k, v = kv.reshape(B, N, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, M, C)))
 
@@ -334,6 +338,7 @@ class STViTDeiT(Columnar, VisionTransformer):
     def embed(self, x: torch.Tensor) -> Tokens:
         """Images (B, C, H, W) -> image tokens (B, N, C) with their positions. Raises ValueError as `check_image` does."""
         check_image(x, self.in_chans)
+        specialize_size(x)
         x = self.patch_embed(x)
         size = x.shape[1:3]
         return Tokens(self.pos_drop(x.flatten(1, 2) + position_table(self.pos_embed, size, self.patch_embed.grid_size)), size)
@@ -354,7 +359,7 @@ class STViTDeiT(Columnar, VisionTransformer):
             return image
         if self.recover is not None:
             return self.recover(image, semantic)
-        return semantic.index_select(1, window_of_position(*(int(n) for n in size), *self.grid).to(semantic.device))
+        return semantic.index_select(1, window_of_position(*size, *self.grid, like=semantic))
 
     def to_tokens(self, state: Tokens) -> torch.Tensor:
         """The semantic tokens (B, M, C) after the final norm; the image tokens, where blocks end before there are any."""
