@@ -116,11 +116,12 @@ def masking_pays(M: int, P: int, topk: int, max_masked: int) -> bool:
 def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1, fused: bool = True) -> torch.Tensor:
     """x (B, H, W, C) plus what attention gave for its regions, (B * M, heads, P, d).
 
-    fused: the sum itself reads the regions in the order of the map, through a transpose of rank 7, at which ONNX Runtime is slow.
+    fused: the sum itself reads the regions in the order of the map, through a transpose of rank 7, at which ONNX Runtime is slow, and
+    which compilers, who fuse by themselves, take long to understand.
     """
     B, H, W, C = x.shape
     heads, h, w = y.shape[1], H // rows, W // cols
-    if not fused:
+    if not fused or torch.compiler.is_compiling():
         y = y.transpose(1, 2).flatten(2)
         return x + (y.unflatten(1, (H, W)) if rows == cols == 1 else to_map(y, rows, cols, h))
     # the sum takes the memory layout of its first operand
