@@ -9,6 +9,7 @@ from PIL import Image
 
 from vitzoo_runtime import findings
 from vitzoo_runtime.pictures import draw_classes
+from vitzoo_runtime.terminal import printable
 
 
 class MmPredictor:
@@ -18,7 +19,7 @@ class MmPredictor:
     pixel values are the class indices. Detections below `threshold` are left out.
 
     Raises:
-        ValueError: a file is missing, the checkpoint does not fit, or the config is for none of these libraries.
+        ValueError: a file is missing, the checkpoint does not fit or is no whole model's, or the config is for none of these libraries.
         ImportError: the extra `mm` is not installed.
     """
 
@@ -51,8 +52,10 @@ class MmPredictor:
                 raise ValueError(f'{config}: default_scope={scope!r}; expected a config of MMDetection or MMSegmentation (mmdet, mmseg), '
                                  'or one with a vitzoo.Classifier')
             if self.task != 'classification':
-                vitzoo.load_checkpoint(self.model, checkpoint)  # those libraries pass over what does not fit
-        self.classes = self.model.dataset_meta['classes']
+                vitzoo.mm.load_whole(self.model, checkpoint)  # those libraries pass over what does not fit
+            if self.task == 'segmentation':  # that library looks for the images' way into the model elsewhere than its own testing does
+                self.model.cfg.test_pipeline = test_pipeline(cfg)
+        self.classes = _class_names(self.model.dataset_meta)
         self.about = {'config': config, 'checkpoint': checkpoint, 'task': self.task, 'classes': list(self.classes)}
         self.right = self.columns[1:]
 
@@ -74,12 +77,32 @@ class MmPredictor:
 
     def find_classes(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
         probabilities = self.infer(self.model, image).cpu().numpy()
+        if len(probabilities) != len(self.classes):
+            raise ValueError(f'the model tells {len(probabilities)} classes apart, the checkpoint names {len(self.classes)}')
         best = np.argsort(-probabilities, kind='stable')[:5]
         classes = [{'class': int(i), 'name': self.classes[i], 'probability': float(probabilities[i])} for i in best]
         return {'classes': classes}, {'picture': draw_classes(image, classes)}
 
     def lines(self, found: dict) -> list[tuple]:
         return findings.lines(found, self.columns[1])
+
+
+def test_pipeline(cfg) -> list:
+    """How a config prepares the images that it is tested on: as its test data say, else by `test_pipeline`."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while not dataset.get('pipeline') and (dataset.get('dataset') or dataset.get('datasets')):  # wrapped
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    pipeline = dataset.get('pipeline') or cfg.get('test_pipeline')
+    if not pipeline:
+        raise ValueError('the config does not say how images are prepared: expected test_dataloader.dataset.pipeline, or test_pipeline')
+    return pipeline
+
+
+def _class_names(meta: object) -> tuple[str, ...]:
+    names = meta.get('classes') if isinstance(meta, dict) else None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'the classes of the checkpoint are {printable(repr(names))}: expected a list of names in meta.dataset_meta')
+    return tuple(names)
 
 
 def _bgr(image: Image.Image) -> np.ndarray:

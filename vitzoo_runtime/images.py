@@ -8,7 +8,6 @@ from PIL import Image, ImageOps
 
 from .terminal import printable
 
-
 MAX_PIXELS = 2 ** 26  # of an image on its way into a model
 
 

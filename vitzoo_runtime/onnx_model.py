@@ -21,7 +21,8 @@ MAX_CLASSES = 1_000_000
 class OnnxModel:
     """A file written by `vitzoo export`, ready to run.
 
-    Attributes: `metadata` (what the file says of itself), `task` (one of `TASKS`), `preprocessing`, `class_names` (one a class), `score_threshold` (or None).
+    Attributes: `metadata` (what the file says of itself), `task` (one of `TASKS`), `preprocessing`, `class_names` (one a class),
+    `score_threshold` (or None).
 
     Raises:
         ValueError: the file is missing, is no ONNX, was not written by `vitzoo export`, or says of itself what cannot be. Of the methods:

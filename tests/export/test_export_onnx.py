@@ -108,11 +108,10 @@ def test_report(classifier):
 def test_metadata(classifier, features):
     found = metadata(classifier[1])
     versions = found.pop('versions')
-    assert found.pop('license') == classifier[0].pretrained_cfg.get('license')
     assert found == dict(
         model='svit_micro', task='classification', input_size=[3, 64, 96], mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225],
         interpolation='bicubic', crop_pct=classifier[0].pretrained_cfg['crop_pct'], num_classes=7, class_names=list('abcdefg'),
-        source='here')
+        weights='random', source='here', license=None)
     assert versions == dict(vitzoo=vitzoo.__version__, torch=torch.__version__, timm=timm.__version__, onnx=onnx.__version__)
     found = metadata(features[1])
     assert (found['task'], found['num_classes'], found['class_names'], found['input_size']) == ('features', 0, None, [3, 57, 83])

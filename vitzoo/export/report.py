@@ -43,6 +43,7 @@ class ExportReport:
         table.add_row('graph', f'{self.nodes} nodes, opset {self.opset}, {self.exporter} exporter')
         table.add_row('input', f'image, (C, H, W) = {self.input_size}')
         table.add_row('outputs', ', '.join(self.outputs))
+        table.add_row('weights', self.metadata.get('weights') or 'not known whether random')
         for c in self.checks:
             table.add_row(f'difference at batch {c.batch}, {c.height}x{c.width}', f'{max(c.errors.values()):.1e} of the largest value')
         if self.latency_ms:
