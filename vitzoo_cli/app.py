@@ -35,10 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str] | None = None) -> int:
     with terminal.command():
-        try:
-            return _run(argv)
-        finally:
-            terminal.flush()
+        return _run(argv)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -34,10 +34,9 @@ def command() -> Iterator[None]:
     for name in 'COLUMNS', 'LINES':
         if not os.environ.get(name, '1').strip('0'):
             del os.environ[name]
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = [s for name in ('SIGTERM', 'SIGHUP') if (s := getattr(signal, name, None)) and signal.getsignal(s) is signal.SIG_DFL]
+    signals = []
+    if threading.current_thread() is threading.main_thread():  # others may not
+        signals = [s for name in ('SIGTERM', 'SIGHUP') if (s := getattr(signal, name, None)) and signal.getsignal(s) is signal.SIG_DFL]
     for number in signals:
         signal.signal(number, _end)
     try:
@@ -45,6 +44,7 @@ def command() -> Iterator[None]:
     finally:
         for number in signals:
             signal.signal(number, signal.SIG_DFL)
+        _flush()
 
 
 def _end(number: int, frame) -> None:
@@ -63,7 +63,7 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))
 
 
-def flush() -> None:
+def _flush() -> None:
     """Write out what was printed; where nobody takes it (`| head`, a full disk), keep Python from complaining at its end."""
     for stream in sys.stdout, sys.stderr:
         try:
