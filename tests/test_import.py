@@ -102,6 +102,30 @@ print(json.dumps(messages))
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rooms_are_attributes():
+    """Each in a process of its own in which nothing else was imported; without its extra a room says which one that is."""
+    rooms = {path.stem if path.is_file() else path.name for path in ROOT.iterdir()
+             if (path.suffix == '.py' or (path / '__init__.py').is_file()) and not path.name.startswith('_')}
+    assert {'mm', 'dense', 'export'} < rooms
+    code = '''
+import json, sys, vitzoo
+loaded = [name for name in %r if 'vitzoo.' + name in sys.modules]
+kinds = {name: getattr(vitzoo, name).__name__ for name in %r}
+print(json.dumps([loaded, kinds, sorted(set(%r) - set(dir(vitzoo)))]))
+'''
+    loaded, kinds, unlisted = run(code % ((sorted(rooms),) * 3), block=False)
+    assert not {'mm', 'dense', 'export', 'viz', 'datasets', 'profiling'} & {*loaded}
+    assert kinds == {name: f'vitzoo.{name}' for name in rooms} and unlisted == []
+    message, members = run('''
+import inspect, json, vitzoo
+try:
+    vitzoo.mm
+except AttributeError as e:
+    print(json.dumps([str(e), [name for name, value in inspect.getmembers(vitzoo)]]))
+''')
+    assert 'pip install "vitzoo[mm]"' in message and 'mm' not in members and 'dense' in members
+
+
 def test_public_names():
     assert set(vitzoo.__all__) <= set(dir(vitzoo))
     for name in vitzoo.__all__:

@@ -32,7 +32,6 @@ class Output:
             return
         title, rows = printable(title, LONGEST), [[_cell(cell) for cell in row] for row in rows]
         try:
-            from rich.console import Console
             from rich.markup import escape
             from rich.table import Table
         except ImportError:
@@ -43,8 +42,7 @@ class Output:
             table.add_column(column, justify='right' if column in right else 'left', overflow='fold')
         for row in rows:
             table.add_row(*map(escape, row))
-        # in a file or a pipe there is no width to respect
-        console = Console(width=None if sys.stdout.isatty() else 200)
+        console = _console()
         console.print(title, style='bold', markup=False, highlight=False, soft_wrap=True)
         console.print(table)
 
@@ -55,8 +53,7 @@ class Output:
     def rich(self, renderable: object) -> None:
         """Print what knows how to show itself in rich."""
         if not self.as_json:
-            from rich.console import Console
-            Console(width=None if sys.stdout.isatty() else 200).print(renderable)
+            _console().print(renderable)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -88,6 +85,18 @@ class Output:
             for item in items:
                 yield item
                 advance()
+
+
+def _console():
+    """rich on stdout; it would end the process where nobody reads on."""
+    from rich.console import Console
+
+    class Quiet(Console):
+        def on_broken_pipe(self):
+            raise BrokenPipeError
+
+    # in a file or a pipe there is no width to respect
+    return Quiet(width=None if sys.stdout.isatty() else 200)
 
 
 def _cell(cell: object) -> str:

@@ -100,8 +100,9 @@ def test_every_way_to_hold_a_camera(orientation, deep, tmp_path):
 @pytest.mark.parametrize('change, message', [
     (dict(size=(2, 8, 8)), 'size='), (dict(size=(3, 8)), 'size='), (dict(size=(3, 8, 0)), 'size='), (dict(size=(3, 8., 8)), 'size='),
     (dict(size='3'), 'size='), (dict(size=None), 'size='), (dict(size=(3, 10 ** 5, 10 ** 5)), 'pixels'), (dict(mean=(.5, .5)), 'as many'),
-    (dict(mean=(.5, .5, '0')), 'mean='), (dict(mean=.5), 'mean='), (dict(std=(.5, 0, .5)), 'std='), (dict(std=(.5, float('nan'), 1)), 'std='),
-    (dict(std=(True,) * 3), 'std='), (dict(crop_pct=0), 'crop_pct='), (dict(crop_pct=float('nan')), 'crop_pct='),
+    (dict(mean=(.5, .5, '0')), 'mean='), (dict(mean=.5), 'mean='), (dict(std=(.5, 0, .5)), 'std='),
+    (dict(std=(.5, float('nan'), 1)), 'std='), (dict(std=(True,) * 3), 'std='),
+    (dict(crop_pct=0), 'crop_pct='), (dict(crop_pct=float('nan')), 'crop_pct='),
     (dict(crop_pct='1'), 'crop_pct='), (dict(crop_pct=1e9), 'crop_pct='), (dict(interpolation=3), 'interpolation='),
     (dict(interpolation='x' * 9999), 'interpolation=')], ids=lambda v: str(v)[:40])
 def test_preparation_that_makes_no_sense(change, message):

@@ -22,7 +22,8 @@ def load_whole(model: nn.Module, source: str | os.PathLike | dict, *, use_ema: b
         ValueError: as there, and if entries of the model would stay as they were initialised. It is then changed, and of no use.
     """
     report = load_checkpoint(model, source, use_ema=use_ema)
-    new = [name for name in report.new if not name.endswith('.num_batches_tracked')]
+    loaded = {*report.loaded}
+    new = [name for name in model.state_dict() if name not in loaded and not name.endswith('.num_batches_tracked')]
     if new:
         name = 'The checkpoint' if isinstance(source, dict) else source
         raise ValueError(f'{name} lacks {len(new)} entries of {type(model).__name__}, such as {new[0]}: expected the file of a whole '
