@@ -148,10 +148,26 @@ def test_nothing_points_against_the_arrows():
         assert not [line for line in lines if 'vitzoo_cli' in line] or path.name == '__main__.py', path
 
 
-def test_every_package_is_installed(monkeypatch):
+@pytest.fixture
+def packaging(monkeypatch):
+    """What setup.py says."""
     setuptools = pytest.importorskip('setuptools')
     arguments = {}
     monkeypatch.setattr(setuptools, 'setup', lambda **given: arguments.update(given))
     monkeypatch.chdir(ROOT.parent)
     runpy.run_path('setup.py')
+    return arguments
+
+
+@pytest.mark.parametrize('python, version', [('3.10', '1.23.2'), ('3.11', '1.31.1'), ('3.14', '1.31.1')])
+def test_onnx_has_a_runtime_for_every_python(python, version, packaging):
+    """1.23.2 is the last with wheels for Python 3.10."""
+    requirements = pytest.importorskip('packaging.requirements')
+    found = [requirements.Requirement(line) for line in packaging['extras_require']['onnx']]
+    asked = [r for r in found if r.name == 'onnxruntime' and (r.marker is None or r.marker.evaluate({'python_version': python}))]
+    assert len(asked) == 1 and version in asked[0].specifier
+
+
+def test_every_package_is_installed(packaging):
+    arguments = packaging
     assert set(arguments['packages']) == {'.'.join(path.parent.parts) for path in Path().glob('vitzoo*/**/__init__.py')}

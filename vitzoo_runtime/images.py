@@ -1,5 +1,6 @@
 """Images: read from files, and made the input of a model; with numpy and pillow alone."""
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,20 +18,26 @@ def read_image(path: str | Path) -> Image.Image:
     What has more than 8 bits is scaled: 16 bit grey from 0..65535, floats from 0..1. Floats up to 255 and 32 bit integers in 0..255 stay,
     as Pillow takes them. Transparency is dropped, as timm and the libraries of OpenMMLab drop it when they read.
 
-    Raises ValueError where other numbers leave open which of them is white, and whatever Pillow stumbles over.
+    Raises ValueError where other numbers leave open which of them is white, and whatever Pillow stumbles over, such as a picture of more
+    than 89 million pixels.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # what Pillow remarks of slight damage
+        warnings.simplefilter('error', Image.DecompressionBombWarning)  # a small file could fill the memory
+        return _read(path)
+
+
+def _read(path: str | Path) -> Image.Image:
     with Image.open(path) as image:
         # Pillow reads 16 bit PNGs and PGMs as 32 bit integers, depending on its version
         deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
         negative = getattr(image, 'tag_v2', {}).get(262) == 0  # a TIFF in which 0 is white; Pillow turns those of 8 bits itself
         image = ImageOps.exif_transpose(image)
         if deep:
-            values = (np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
+            values = (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
             image = Image.fromarray(255 - values if negative else values)
         elif image.mode in ('I', 'F'):
             image = Image.fromarray(_scaled(np.asarray(image)))
-        elif 'transparency' in image.info and image.mode == 'P':
-            image = image.convert('RGBA')  # Pillow warns of the direct way
         return image.convert('RGB')
 
 

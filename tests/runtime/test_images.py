@@ -85,6 +85,13 @@ def test_numbers_without_a_white_are_refused(values, tmp_path):
         read_image(tmp_path / 'x.tif')
 
 
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
+    Image.new('1', (10_000, 9_000)).save(tmp_path / 'bomb.png')
+    assert (tmp_path / 'bomb.png').stat().st_size < 20_000
+    with pytest.raises(Image.DecompressionBombWarning):
+        read_image(tmp_path / 'bomb.png')
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('deep', [False, True])
 def test_every_way_to_hold_a_camera(orientation, deep, tmp_path):
