@@ -320,7 +320,7 @@ DAMAGE = {
     'foreign manifest': lambda folder: (folder / ds.MANIFEST).write_text('[]'),
     'manifest without objects': lambda folder: change_manifest(folder, lambda m: m.pop('objects')),
     'manifest with another fingerprint': lambda folder: change_manifest(folder, lambda m: m.update(fingerprint='0' * 64)),
-    'manifest with other files': lambda folder: change_manifest(folder, lambda m: m.update(files={'/dev/zero': [1, 1]})),
+    'manifest with other files': lambda folder: change_manifest(folder, lambda m: m.update(files={os.devnull: [0, 0]})),
     'manifest of a folder': lambda folder: ((folder / ds.MANIFEST).unlink(), (folder / ds.MANIFEST).mkdir()),
     'manifest ten thousand deep': lambda folder: (folder / ds.MANIFEST).write_text('[' * 10_000 + ']' * 10_000),
     'manifest that is no text': lambda folder: (folder / ds.MANIFEST).write_bytes(b'\xff\xfe'),
