@@ -5,7 +5,7 @@ import torch.distributed
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
-from vitzoo.mm import setup
+from vitzoo.mm import check_load_from, setup
 
 
 def main():
@@ -24,6 +24,10 @@ def main():
                 seed=args.seed)
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+    try:
+        check_load_from(cfg)
+    except ValueError as e:
+        parser.exit(2, f'{parser.prog}: {e}\n')
     RUNNERS.build(cfg).train()  # `runner_type`, by default mmengine's Runner
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -17,11 +17,12 @@ from .ops import activate  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
 from .safe_load import allow_runner_checkpoints  # noqa: E402
 from .samplers import RepeatAugSampler  # noqa: E402
+from .whole import check_load_from, load_whole  # noqa: E402
 
 activate()
 allow_runner_checkpoints()
 
 __all__ = [
     'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'FSDPStrategy', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook',
-    'RepeatAugSampler', 'ReseedHook', 'config_path', 'keep_worker_seed', 'set_backbone', 'setup',
+    'RepeatAugSampler', 'ReseedHook', 'check_load_from', 'config_path', 'keep_worker_seed', 'load_whole', 'set_backbone', 'setup',
 ]
