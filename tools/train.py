@@ -5,7 +5,7 @@ import torch.distributed
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
-from vitzoo.mm import setup
+from vitzoo.mm import check_resumable, setup
 
 
 def main():
@@ -23,6 +23,8 @@ def main():
     cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
                 seed=args.seed)
     if args.resume:
+        if args.resume != 'auto':
+            check_resumable(args.resume)
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     RUNNERS.build(cfg).train()  # `runner_type`, by default mmengine's Runner
     if torch.distributed.is_initialized():

@@ -92,7 +92,7 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     import torch
 
     from vitzoo import load_checkpoint, mm
-    from vitzoo.weights import read_file
+    from vitzoo.weights import read_meta
 
     cfg = mm.setup(args.config)
     from mmengine.registry import MODELS, init_default_scope
@@ -106,7 +106,7 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     report = load_checkpoint(model, args.file, use_ema=args.ema)
     metadata = {'model': type(model).__name__, 'config': args.config, **_origin(args), 'license': args.license or 'unknown'}
     # what mmdet and mmseg ask a file for: the names of its classes, in the words of any version
-    published = read_file(args.file).get('meta') or {}
+    published = read_meta(args.file)
     names = {key: published[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if key in published}
     state = model.state_dict()
     with replacing(out) as temporary:

@@ -1,6 +1,5 @@
 """Checkpoints of mmengine's Runner load and resume under weights_only=True, and nothing else does."""
 import os
-import pickle
 import zipfile
 
 import pytest
@@ -58,7 +57,7 @@ def checkpoint(tmp_path_factory):
 
 def test_a_runner_checkpoint_is_refused_without_and_loads_with(checkpoint):
     path, runner = checkpoint
-    with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer'):
+    with pytest.raises(ValueError, match='HistoryBuffer'):
         load_checkpoint(Model(), str(path))
     allow_runner_checkpoints()
     allow_runner_checkpoints()
@@ -114,7 +113,7 @@ def test_malicious_files_stay_refused(function, args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({'state_dict': {}, 'bad': Reduce(function, *args)}, 'bad.pth')
     allow_runner_checkpoints()
-    with pytest.raises((pickle.UnpicklingError, TypeError)):
+    with pytest.raises(ValueError, match=r'^bad\.pth '):
         load_checkpoint(Model(), 'bad.pth')
     assert not (tmp_path / 'HERE').exists()
 

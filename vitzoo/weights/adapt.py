@@ -73,7 +73,7 @@ def adapt_channels(state: StateDict, model: nn.Module) -> list[str]:
         if name not in state or name not in own or state[name].dtype not in WEIGHT_DTYPES:
             continue
         weight, shape = state[name], own[name].shape
-        if not weight.ndim == len(shape) == 4 or weight.shape[1] == shape[1] or [*weight.shape[:1], *weight.shape[2:]] != [shape[0], *shape[2:]]:
+        if not weight.ndim == len(shape) == 4 or weight.shape == shape or (weight.shape[0], *weight.shape[2:]) != (shape[0], *shape[2:]):
             continue
         try:
             weight = adapt_input_conv(traits.get('in_chans', shape[1]), weight, base_chans=(config.get('input_size') or (3,))[0])

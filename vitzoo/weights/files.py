@@ -49,7 +49,11 @@ def read_meta(path: str | os.PathLike) -> dict:
 
     Raises ValueError as `read_file` does.
     """
-    content = read_file(path, mmap=True)
+    return meta_of(read_file(path, mmap=True))
+
+
+def meta_of(content: object) -> dict:
+    """The same of a file's content."""
     meta = content.get('meta') if isinstance(content, dict) else None
     return meta if isinstance(meta, dict) else {}
 

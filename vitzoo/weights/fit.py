@@ -114,7 +114,7 @@ class _Fit:
 
 
 def suits(value: torch.Tensor, own: torch.Tensor) -> bool:
-    """Whether a value can take an entry's place: of its shape, and numbers of a kind that become the entry's without losing their meaning."""
+    """Whether a value can take an entry's place: of its shape, and numbers that mean the same in the entry's precision."""
     if own.is_floating_point():
         same_kind = value.dtype in WEIGHT_DTYPES
     else:  # counters in a file of half precision are halves
@@ -237,6 +237,6 @@ def _refuse_misfits(names: list[str], state: StateDict, own: StateDict, model: s
     if state[k].shape == own[k].shape:
         raise ValueError(f'{source} does not fit {model}: {len(names)} entries hold other numbers, such as {shown(k)}: {state[k].dtype} in '
                          f'the file, {own[k].dtype} in the model. Save the file in a precision of 16 bits or more. Nothing was loaded.')
-    shapes = [shown(tuple(x[k].shape), 40) for x in (state, own)]
-    raise ValueError(f'{source} does not fit {model}: {len(names)} entries have another shape, such as {shown(k)}: {shapes[0]} in the file, '
-                     f'{shapes[1]} in the model. Is it another size of the family? Nothing was loaded.')
+    given, expected = (shown(tuple(x[k].shape), 40) for x in (state, own))
+    raise ValueError(f'{source} does not fit {model}: {len(names)} entries have another shape, such as {shown(k)}: {given} in the file, '
+                     f'{expected} in the model. Is it another size of the family? Nothing was loaded.')

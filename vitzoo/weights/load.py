@@ -61,7 +61,9 @@ def load_checkpoint(
     if prefix is not None:
         published, left_out = _take_prefix(published, prefix, where)
         state = {name: state[without_wrappers(old)] for name, old in published.items()}
-    counters, beside = _take_counters(state, target), {name: model.state_dict()[ours[name]] for name in ours.keys() - own_state(target).keys()}
+    counters, beside = _take_counters(state, target), own_state(model)  # a wrapper's own, beside the model in it
+    for name in own_state(target):
+        del beside[name]
 
     fit = fit_model if hasattr(target, 'pretrained_cfg') or not hasattr(target, 'backbone') else fit_detector
     fitting, report = fit(target, state, where, strict, reset_head)

@@ -61,7 +61,7 @@ def _check_archive(path: str) -> None:
 
 
 def requested_objects(path: str) -> list[str]:
-    """Names of the classes and functions that a pickle asks for, in turn, found without making any; those before damage, if it is damaged."""
+    """Names of the classes and functions that a pickle asks for, found without making any; if it is damaged, those before the damage."""
     names, strings = [], deque(maxlen=2)
     try:
         stream = _pickled(path)
