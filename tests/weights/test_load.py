@@ -184,8 +184,9 @@ def test_output_norms_come_from_a_dense_file_and_start_at_identity_otherwise(sou
 def test_detector_takes_a_backbone_file_and_its_own(source, x):
     detector = Detector()
     neck = snapshot(detector.neck)
-    vitzoo.load_checkpoint(detector, publish(source))
-    assert unchanged(detector.neck, neck)
+    report = vitzoo.load_checkpoint(detector, publish(source))
+    assert unchanged(detector.neck, neck) and report.new == ['neck.weight', 'neck.bias']
+    assert vitzoo.load_checkpoint(detector, dense_part(publish(source))).new == report.new
     with torch.no_grad():
         assert torch.equal(detector.backbone(x)[3], source.forward_intermediates(x, intermediates_only=True)[3])
         other = Detector()

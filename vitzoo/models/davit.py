@@ -315,6 +315,8 @@ FLORENCE = Layout(
     ),
     new=r'^head\.',
 )
+# the same in our names, which are timm's
+TOWER = Layout(name=FLORENCE.name, marker=r'\.spatial_block\.', absent=r'^head\.fc\.', ours=True, new=r'^head\.')
 
 
 class DaViT(Hierarchical):
@@ -336,7 +338,7 @@ class DaViT(Hierarchical):
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = (DENSE, CLASSIFIER, FLORENCE)
+    layouts = (DENSE, CLASSIFIER, FLORENCE, TOWER)
     dense_norm_eps = 1e-5  # of norm0 to norm3 of the published dense backbones
 
     def __init__(
