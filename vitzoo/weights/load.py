@@ -10,7 +10,7 @@ from .fit import find_model, fit_detector, fit_model, path_of, suits
 from .layout import BESIDE_MODEL, convert, strip_prefixes
 from .names import COUNTER, clean_names, own_state, unwrapped, without_wrappers
 from .report import LoadReport
-from .words import one_line, shown
+from .words import fitted, one_line, shown
 
 __all__ = ['LoadReport', 'load_checkpoint', 'rename_published']
 
@@ -132,8 +132,9 @@ def _take_prefix(names: dict[str, str], prefix: str, source: str) -> tuple[dict[
     prefix = without_wrappers(prefix.rstrip('.') + '.')
     part = {name.removeprefix(prefix): old for name, old in names.items() if name.startswith(prefix)}
     if not part:
-        raise ValueError(f'{source} holds nothing under prefix {shown(prefix)!r}; its keys start with '
-                         f'{", ".join(map(shown, list(names.values())[:3]))}')
+        keys = list(names.values())
+        raise ValueError(fitted(lambda number: (
+            f'{source} holds nothing under prefix {shown(prefix)!r}; its keys start with {", ".join(map(shown, keys[:number]))}')))
     return part, [old for name, old in names.items() if not name.startswith(prefix)]
 
 

@@ -21,6 +21,9 @@ INERT_GLOBALS = [(argparse.Namespace, 'argparse.Namespace'), (OrderedDict, 'yacs
 COSTLY = (
     'builtins.bytearray', 'torch._utils._rebuild_device_tensor_from_cpu_tensor', 'torch._utils._rebuild_device_tensor_from_numpy')
 
+# What the tensors of any checkpoint are made of.
+_PLAIN = re.compile(r'(collections|torch|torch\._\w+|torch\.(nn\.parameter|storage|serialization))\.\w+')
+
 _registering = threading.Lock()
 
 
@@ -91,7 +94,7 @@ def explain_refusal(path: str, e: pickle.UnpicklingError) -> str:
     names, message = requested_objects(path), str(e)
     admitted = {x[1] if isinstance(x, tuple) else f'{x.__module__}.{x.__qualname__}' for x in torch.serialization.get_safe_globals()}
     blamed = [name for name in names if name.removeprefix('builtins.') in message]  # the first of them alone, by torch
-    blamed += [name for name in names if not name.startswith(('torch.', 'collections.')) and name not in {*admitted, *blamed}]
+    blamed += [name for name in names if not _PLAIN.fullmatch(name) and name not in {*admitted, *blamed}]
     if any(name.startswith('mmengine.') for name in names):
         advice = "import vitzoo.mm first: it admits the log that mmengine's Runner puts beside the weights."
     else:
