@@ -1,4 +1,4 @@
-"""A model's own file, and a foreign ViT's, at another image size, number of compressed tokens or number of channels: one rule by every door."""
+"""A model's own file, and a foreign ViT's, at another image size, number of compressed tokens or channels: one rule by every door."""
 import pytest
 import timm
 import torch

@@ -78,7 +78,8 @@ def test_the_environment_does_not_switch_the_check_off(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('content, named', [
     (Reduce(eval, '1'), 'builtins.eval'), (Reduce(os.getcwd), 'posix.getcwd'), (Reduce(Path.touch, Path('x')), 'pathlib.'),
-    (torch.nn.Linear(1, 1), 'torch.nn.modules.linear.Linear'), (Mine(), f'{__name__}.Mine'), (Reduce(bytearray, 2 ** 32), 'builtins.bytearray'),
+    (torch.nn.Linear(1, 1), 'torch.nn.modules.linear.Linear'), (Mine(), f'{__name__}.Mine'),
+    (Reduce(bytearray, 2 ** 32), 'builtins.bytearray'),
 ], ids=lambda x: x if isinstance(x, str) else type(x).__name__)
 @pytest.mark.parametrize('form', ['new', 'old', *range(pickle.HIGHEST_PROTOCOL + 1)])
 def test_refusals_name_what_they_refuse(content, named, form, tmp_path):

@@ -94,7 +94,8 @@ def test_a_model_that_cannot_be_written_to_is_an_error_in_one_line():
 
 
 @pytest.mark.parametrize('model, message', [
-    (NAME, r"^model='svit_micro': expected a module; build it first: timm\.create_model\(NAME\)\.$"), (None, '^model=None: expected a module')])
+    (NAME, r"^model='svit_micro': expected a module; build it first: timm\.create_model\(NAME\)\.$"),
+    (None, '^model=None: expected a module')])
 def test_what_is_no_model(model, message):
     with pytest.raises(TypeError, match=message):
         vitzoo.load_checkpoint(model, {})
@@ -118,7 +119,7 @@ def test_what_is_no_state_dict(content, message):
 def test_messages_about_keys_are_short(key):
     model, state = timm.create_model(NAME), timm.create_model(NAME).state_dict()
     for given in ({f'{name}.{key}': value for name, value in state.items()}, {f'{key}.{name}': value for name, value in state.items()}):
-        for options in (dict(), dict(prefix=key or 'b')):
+        for options in (dict(), dict(prefix=f'{key}x')):
             with pytest.raises(ValueError) as refusal:
                 vitzoo.load_checkpoint(model, given, **options)
             assert len(str(refusal.value)) < 300

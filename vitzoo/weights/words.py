@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 def one_line(e: Exception) -> str:
     """The first sentence of what went wrong, without the colours and the advice that follow it in some of torch's."""
-    text = re.sub(r'\x1b\[[0-9;]*m', '', str(e)).strip() or type(e).__name__
+    text = re.sub(r'\x1b\[[0-9;]*m', '', str(e)).split('WeightsUnpickler error:')[-1].strip() or type(e).__name__
     return shown(re.split(r'\.\s|\n', text)[0], 200)
 
 
