@@ -37,8 +37,8 @@ class Model(BaseModel):
 
 def train(work_dir, iterations, resume=False):
     runner = Runner(
-        model=Model(), work_dir=str(work_dir), experiment_name=f'{work_dir.name}_{iterations}_{resume}'.replace('/', '_'), resume=bool(resume),
-        load_from=resume if isinstance(resume, str) else None,
+        model=Model(), work_dir=str(work_dir), resume=bool(resume),
+        experiment_name=f'{work_dir.name}_{iterations}_{bool(resume)}', load_from=resume if isinstance(resume, str) else None,
         train_dataloader=dict(batch_size=2, num_workers=0, dataset=[{'inputs': torch.rand(3)} for _ in range(8)],
                               sampler=dict(type='InfiniteSampler', shuffle=False), collate_fn=dict(type='default_collate')),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=iterations), optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
@@ -144,7 +144,8 @@ def test_mmengine_reads_by_our_reader(data, tmp_path):
         assert '\n' not in str(refusal.value)
 
 
-@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: {'model': s}, lambda s: {'state_dict': s, 'meta': 3}], ids=['bare', 'model', 'meta'])
+@pytest.mark.parametrize('wrap', [
+    lambda s: s, lambda s: {'model': s}, lambda s: {'state_dict': s, 'meta': 3}], ids=['bare', 'model', 'meta'])
 def test_files_that_say_nothing_of_themselves(wrap, tmp_path):
     """The libraries ask every file for its 'meta'."""
     source, model = Model(), Model()

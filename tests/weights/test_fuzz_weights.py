@@ -77,25 +77,29 @@ def check(model, content, **options):
 tensors = st.one_of(
     st.sampled_from([
         torch.tensor(1.), torch.tensor(float('nan')), torch.zeros(0), torch.zeros(3, 0, 2), torch.zeros(1).expand(60000, 60000),
-        torch.zeros(1).expand(1, 10 ** 9, 128), torch.zeros(1, 17, 128), torch.zeros(1, 196, 128), torch.zeros(1, 0, 128), torch.zeros(1, 1, 128),
-        torch.zeros(2, 2).to_sparse(), torch.zeros(4, device='meta'), torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(1).expand(1, 10 ** 9, 128), torch.zeros(1, 17, 128), torch.zeros(1, 196, 128), torch.zeros(1, 0, 128),
+        torch.zeros(1, 1, 128), torch.zeros(2, 2).to_sparse(), torch.zeros(4, device='meta'), torch.ones(3, dtype=torch.bool),
+        torch.zeros(3, dtype=torch.complex64),
     ]),
     st.builds(lambda shape, dtype: torch.ones(shape).to(dtype), st.lists(st.integers(0, 7), max_size=6), st.sampled_from([
         torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool, torch.float8_e5m2, torch.uint8])))
 changes_of_values = st.sampled_from([
     lambda x: x.to('meta'), lambda x: x.to_sparse(), lambda x: x.half(), lambda x: x.to(torch.bool), lambda x: x.double(),
-    lambda x: x.to(torch.float8_e4m3fn), lambda x: x.unsqueeze(0), lambda x: x.flatten(), lambda x: x.mT if x.ndim > 1 else x, lambda x: x[..., :1],
-    lambda x: x.sum(), lambda x: x[None].expand(3, *x.shape), lambda x: torch.zeros((), dtype=x.dtype).expand(x.shape), lambda x: x * float('nan'),
-    lambda x: x.reshape(-1, 1, 1, 1), lambda x: x.repeat(2, *[1] * (x.ndim - 1)) if x.ndim else x, lambda x: x.to(torch.complex64), lambda x: None,
-    lambda x: x.tolist(), lambda x: x.numpy(), lambda x: {'a': x}, lambda x: x.clone().as_subclass(type('Other', (torch.Tensor,), {})),
+    lambda x: x.to(torch.float8_e4m3fn), lambda x: x.to(torch.complex64), lambda x: x * float('nan'),
+    lambda x: x.unsqueeze(0), lambda x: x.flatten(), lambda x: x.mT, lambda x: x[..., :1], lambda x: x.sum(),
+    lambda x: x[None].expand(3, *x.shape), lambda x: torch.zeros((), dtype=x.dtype).expand(x.shape), lambda x: x.reshape(-1, 1, 1, 1),
+    lambda x: x.repeat(2, *[1] * (x.ndim - 1)), lambda x: x.clone().as_subclass(type('Other', (torch.Tensor,), {})),
+    lambda x: None, lambda x: x.tolist(), lambda x: x.numpy(), lambda x: {'a': x},
 ])
 keys = st.one_of(
     st.text(max_size=20), st.integers(), st.none(), st.binary(max_size=4), st.tuples(st.text(max_size=3)), st.sampled_from([
-        '', '.', 'module', 'module.', 'backbone.', 'backbone.module.', 'model', 'state_dict', 'meta', 'pos_embed', 'pos_compressed', 'cls_token',
-        'n_averaged', 'dist_token', 'head.weight', 'head.fc.bias', 'norm0.weight', 'pyramid.x', 'blocks.0.attn.qkv.weight', 'a.b' * 1000,
-        'layers.0.blocks.0.attn.stoken_refine.qkv.weight', 'layers.0.blocks.0.attn.fold.weights', 'rpn_head.a', 'bbox_head.a', '\x1b[1m\n',
-        'main_blocks.0.0.0.norm1.weight', 'blocks.0.0.spatial_block.window_attn.qkv.weight', 'head_lookup.weight', 'recover.x', 'stages.0.blocks.0']))
-prefixes = st.sampled_from(['module.', '_orig_mod.', 'backbone.', 'model.', 'body.', 'body.model.', 'backbone.body.model.', 'x.', '.', 'module.module.'])
+        '', '.', 'module', 'module.', 'backbone.', 'backbone.module.', 'model', 'state_dict', 'meta', 'pos_embed', 'pos_compressed',
+        'cls_token', 'n_averaged', 'dist_token', 'head.weight', 'head.fc.bias', 'norm0.weight', 'pyramid.x', 'blocks.0.attn.qkv.weight',
+        'a.b' * 1000, 'layers.0.blocks.0.attn.stoken_refine.qkv.weight', 'layers.0.blocks.0.attn.fold.weights', 'rpn_head.a', 'bbox_head.a',
+        'main_blocks.0.0.0.norm1.weight', 'blocks.0.0.spatial_block.window_attn.qkv.weight', 'head_lookup.weight', 'recover.x',
+        'stages.0.blocks.0', '\x1b[1m\n']))
+prefixes = st.sampled_from([
+    'module.', '_orig_mod.', 'backbone.', 'model.', 'body.', 'body.model.', 'backbone.body.model.', 'x.', '.', 'module.module.'])
 wrappings = st.sampled_from([
     lambda s: s, lambda s: {'model': s}, lambda s: {'state_dict': s, 'meta': 3}, lambda s: {'model': {'state_dict': s}}, lambda s: [s],
     lambda s: {'model_ema': s}, lambda s: {'state_dict': s, 'ema_state_dict': s}, lambda s: {'model': s, 'state_dict': {}}, lambda s: {'a': s},
