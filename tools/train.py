@@ -5,7 +5,7 @@ import torch.distributed
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
-from vitzoo.mm import check_load_from, setup
+from vitzoo.mm import check_load_from, check_resumable, setup
 
 
 def main():
@@ -25,6 +25,8 @@ def main():
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     try:
+        if args.resume not in (None, 'auto'):
+            check_resumable(args.resume)
         check_load_from(cfg)
     except ValueError as e:
         parser.exit(2, f'{parser.prog}: {e}\n')

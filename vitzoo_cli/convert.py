@@ -98,7 +98,7 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     import torch
 
     from vitzoo import mm
-    from vitzoo.weights import read_file
+    from vitzoo.weights import read_meta
 
     cfg = mm.setup(args.config)
     from mmengine.registry import MODELS, init_default_scope
@@ -112,8 +112,7 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     report = mm.load_whole(model, args.file, use_ema=args.ema)
     metadata = {'model': type(model).__name__, 'config': args.config, **_origin(args), 'license': args.license or 'unknown'}
     # what mmdet and mmseg ask a file for: the names of its classes, in the words of any version
-    published = read_file(args.file).get('meta')
-    published = published if isinstance(published, dict) else {}
+    published = read_meta(args.file)
     names = {key: published[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if key in published}
     state = model.state_dict()
     with replacing(out) as temporary:

@@ -54,6 +54,7 @@ NUMBERS = {name: Numbers(*numbers) for name, numbers in {
     'vz_davit_base': (87_954_408, 15_457_150_976, 300.9, 422),
     'vz_davit_large': (196_811_752, 102_110_576_640, 1306.3, 426),
     'vz_davit_base_fl': (91_395_048, 183_986_348_032, 3293.5, 454),
+    'vz_davit_huge_fl': (362_685_416, 726_407_069_696, 6646.6, 454),
 }.items()}
 
 # MB moved and operators after `reparameterize_model`

@@ -3,7 +3,7 @@ import torch.nn as nn
 from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 
-from ..weights.files import StateDict
+from ..weights.files import StateDict, unwrap
 from ..weights.layout import BESIDE_MODEL, Layout, convert, keep_counters, strip_prefixes
 from ..weights.load import load_checkpoint
 
@@ -18,7 +18,7 @@ class PublishedWeights:
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     """Any layout of the model's family to ours, in the form that timm's builder wants where it reads by itself (`hf-hub:` names)."""
-    conversion, own = convert(strip_prefixes(state, model), model), model.state_dict()
+    conversion, own = convert(strip_prefixes(unwrap(state), model), model), model.state_dict()
     state = {name: value for name, value in conversion.state.items() if not BESIDE_MODEL.match(name)}
     return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
 

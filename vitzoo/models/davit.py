@@ -296,26 +296,27 @@ CLASSIFIER = Layout(
     own_marker=r'\.cpe1\.proj\.',
     rules=(*_BLOCKS, (r'^norms\.', 'head.norm.'), (r'^head\.(weight|bias)$', r'head.fc.\1')),
 )
-# the image tower of Florence-2, alone or in the whole model
+# the image tower of Florence-2, alone or in the whole model, as its own code names it and as transformers does
 FLORENCE = Layout(
-    name='the image tower of Florence-2: use vz_davit_base_fl',
-    marker=r'\.(window|channel)_attn\.fn\.',
+    name='the image tower of Florence-2: use vz_davit_base_fl or vz_davit_huge_fl',
+    marker=r'\.(window|channel)_attn\.(fn|qkv)\.',
     rules=(
         (r'^(?!(vision_tower\.)?(convs|blocks)\.)', None),
         (r'^vision_tower\.', ''),
-        (r'^convs\.0\.proj\.', 'stem.conv.'),
-        (r'^convs\.0\.norm\.', 'stem.norm.'),
-        (r'^convs\.(\d)\.proj\.', r'stages.\1.downsample.conv.'),
-        (r'^convs\.(\d)\.norm\.', r'stages.\1.downsample.norm.'),
+        (r'^convs\.(\d)\.proj\.', r'convs.\1.conv.'),
+        (r'^convs\.0\.', 'stem.'),
+        (r'^convs\.(\d)\.', r'stages.\1.downsample.'),
         (r'^blocks\.(\d)\.', r'stages.\1.blocks.'),
-        (r'\.conv(\d)\.fn\.dw\.', r'.cpe\1.proj.'),
+        (r'\.conv(\d)\.(fn\.dw\.)?', r'.cpe\1.proj.'),
         (r'\.(window|channel)_attn\.norm\.', '.norm1.'),
-        (r'\.(window|channel)_attn\.fn\.', '.attn.'),
+        (r'\.(window|channel)_attn\.(fn\.)?', '.attn.'),
         (r'\.ffn\.norm\.', '.norm2.'),
-        (r'\.ffn\.fn\.net\.', '.mlp.'),
+        (r'\.ffn\.(fn\.net\.)?', '.mlp.'),
     ),
     new=r'^head\.',
 )
+# the same in our names, which are timm's
+TOWER = Layout(name=FLORENCE.name, marker=r'\.spatial_block\.', absent=r'^head\.fc\.', ours=True, new=r'^head\.')
 
 
 class DaViT(Hierarchical):
@@ -337,7 +338,7 @@ class DaViT(Hierarchical):
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = (DENSE, CLASSIFIER, FLORENCE)
+    layouts = (DENSE, CLASSIFIER, FLORENCE, TOWER)
     dense_norm_eps = 1e-5  # of norm0 to norm3 of the published dense backbones
 
     def __init__(
@@ -409,6 +410,12 @@ def _hub(hf_hub_id: str, **kwargs) -> dict:
         license='apache-2.0 (timm\'s conversion; the source is MIT)', **kwargs)
 
 
+def _tower(hf_hub_id: str) -> dict:
+    return _cfg(
+        hf_hub_id=hf_hub_id, input_size=(3, 768, 768), pool_size=(24, 24), license='mit',
+        description='image tower without a classifier: `head` stays as it was initialised')
+
+
 default_cfgs = generate_default_cfgs({
     'vz_davit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
     'vz_davit_fl_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
@@ -417,9 +424,8 @@ default_cfgs = generate_default_cfgs({
     'vz_davit_base.msft_in1k': _hub('timm/davit_base.msft_in1k'),
     'vz_davit_large.untrained': _cfg(
         input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=0.9, description='weights were announced and never released'),
-    'vz_davit_base_fl.msft_florence2': _cfg(
-        hf_hub_id='microsoft/Florence-2-base', input_size=(3, 768, 768), pool_size=(24, 24), license='mit',
-        description='image tower without a classifier: `head` stays as it was initialised'),
+    'vz_davit_base_fl.msft_florence2': _tower('microsoft/Florence-2-base'),
+    'vz_davit_huge_fl.msft_florence2': _tower('microsoft/Florence-2-large'),
 })
 
 _BASE = dict(embed_dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32))
@@ -433,6 +439,7 @@ VARIANTS = {
     'vz_davit_base': _BASE,
     'vz_davit_large': dict(embed_dims=(192, 384, 768, 1536), depths=(1, 1, 9, 1), num_heads=(6, 12, 24, 48), window_size=12),
     'vz_davit_base_fl': {**_BASE, **_FLORENCE},
+    'vz_davit_huge_fl': dict(embed_dims=(256, 512, 1024, 2048), depths=(1, 1, 9, 1), num_heads=(8, 16, 32, 64), **_FLORENCE),
 }
 
 
@@ -480,3 +487,9 @@ def vz_davit_large(pretrained: bool = False, **kwargs) -> DaViT:
 def vz_davit_base_fl(pretrained: bool = False, **kwargs) -> DaViT:
     """Image tower of Florence-2-base: 90.4 M parameters without the classifier, for which no weights exist."""
     return _create_davit('vz_davit_base_fl', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_huge_fl(pretrained: bool = False, **kwargs) -> DaViT:
+    """Image tower of Florence-2-large: 360.6 M parameters without the classifier, for which no weights exist."""
+    return _create_davit('vz_davit_huge_fl', pretrained, **kwargs)

@@ -13,6 +13,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.models import generate_default_cfgs, register_model, register_notrace_function
+from timm.models._input import update_model_args
 from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
@@ -45,6 +47,7 @@ from ..layers import (
     require_plain,
     specialize_size,
 )
+from ..weights.adapt import Positions
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
@@ -283,30 +286,22 @@ class FromViT(Layout):
 
     def convert(self, state: StateDict, model: nn.Module) -> Conversion:
         state, extra, dropped = dict(state), {}, []
-        if 'pos_embed' in state:
-            table, prefix, side = _positions(state['pos_embed'])
+        table = state.get('pos_embed')
+        if table is not None and table.ndim == 3:
+            prefix = table.shape[1] - math.isqrt(table.shape[1]) ** 2  # of tokens that are at no position
             if prefix:
                 dropped = [f'pos_embed[:, :{prefix}]']
-            if side:
-                state['pos_embed'] = resize_table(table, (side, side), model.grid_size, 'bicubic')
-                extra['pos_compressed'] = resize_table(table, (side, side), model.table_size, 'bilinear')
+            state['pos_embed'] = extra['pos_compressed'] = table[:, prefix:]  # resampled to each size later, as all positions are
         for i in range(len(model.blocks)):
             for kind in ('weight', 'bias'):
                 qkv = state.get(f'blocks.{i}.attn.qkv.{kind}')
-                if qkv is not None:
-                    extra |= {f'blocks.{i}.gather.{part}.{kind}': x.clone() for part, x in zip('qkv', qkv.chunk(3), strict=True)}
+                if qkv is not None and qkv.ndim and qkv.shape[0] % 3 == 0:
+                    extra |= {f'blocks.{i}.gather.{part}.{kind}': x for part, x in zip('qkv', qkv.chunk(3), strict=True)}
         result = super().convert(state, model)
         result.state |= extra
         result.new = [name for name in result.new if name not in extra]
         result.dropped += dropped
         return result
-
-
-def _positions(table: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """A ViT's position table (1, tokens, D) without its first rows, which belong to class tokens; their number; the side of its grid."""
-    side = math.isqrt(table.shape[1]) if table.ndim == 3 else 0
-    prefix = table.shape[1] - side * side if side else 0
-    return (table[:, prefix:], prefix, side) if side else (table, 0, 0)
 
 
 VIT = FromViT(
@@ -440,7 +435,7 @@ class LookupViT(Columnar, nn.Module):
         self.two_heads = head == 'both'
         self.grad_checkpointing = False
         self.separate_logits = False
-        self.set_compressed_size(compressed_size)
+        self.compressed_size = check_pair('compressed_size', compressed_size)
         self.train_sizes = train_sizes and tuple(check_pair('train_sizes', size) for size in train_sizes)
         self.drawn_size = None
         self.grid_size = tuple(-(-n // p) for n, p in zip(img_size, patch_size, strict=True))
@@ -453,6 +448,7 @@ class LookupViT(Columnar, nn.Module):
             flatten=False, strict_img_size=False, **dd)
         if stem == 'conv':
             self.patch_embed.proj = conv_stem(in_chans, embed_dim, patch_size[0], **dd)
+            self._traits = {'first_conv': 'patch_embed.proj.0.conv'}  # read by timm and `load_checkpoint`
         self.blocks = nn.Sequential(*(
             Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, pre_norm, rate, writes=self.two_heads or i < depth - 1, **dd)
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))))
@@ -489,9 +485,18 @@ class LookupViT(Columnar, nn.Module):
     def set_compressed_size(self, size: int | Size) -> None:
         """Use another number of compressed tokens from now on: rows and columns of their grid, one number for both.
 
+        What is saved by `timm.models.save_for_hf` is built with that number.
+
         Raises ValueError unless both are positive.
         """
         self.compressed_size = check_pair('compressed_size', size)
+        update_model_args(self, compressed_size=self.compressed_size)
+
+    @property
+    def position_tables(self) -> dict[str, Positions]:
+        """What files made for another `img_size` or `compressed_size` are resampled to, and how: as the forward does it."""
+        return {'pos_embed': Positions(self.grid_size, partial(resize_table, kernel='bicubic')),
+                'pos_compressed': Positions(self.table_size, partial(resize_table, kernel='bilinear'))}
 
     def draw_compressed_size(self) -> Size:
         """Draw one of `train_sizes`, which the following training steps use; follows `torch.manual_seed`.

@@ -24,6 +24,7 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models.vision_transformer import Block, VisionTransformer
 
 from ..layers import check_image, check_options, check_pair, check_rates, check_token_pool, is_plain, per_size, specialize_size
+from ..weights.adapt import Positions
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
@@ -184,19 +185,12 @@ class FromDeiT(Layout):
             raise ValueError('This is a distilled DeiT, with a second token and classifier that have no place here. '
                              'Start from one without distillation (timm: deit_*_patch16_224).')
         state, dropped = dict(state), []
-        if 'pos_embed' in state:
-            state['pos_embed'], dropped = _positions(state['pos_embed'], model.patch_embed.grid_size)
+        table = state.get('pos_embed')
+        if table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
+            state['pos_embed'], dropped = table[:, 1:], ['pos_embed[:, 0]']  # the class token's
         result = super().convert(state, model)
         result.dropped += dropped
         return result
-
-
-def _positions(table: torch.Tensor, grid_size: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
-    """A published (1, 1 + N, C) table of a square grid to (1, h * w, C), and what was dropped of it."""
-    side = math.isqrt(table.shape[1] - 1)
-    if table.ndim != 3 or side * side != table.shape[1] - 1:
-        return table, []  # no class token in it; its shape is checked with all others
-    return position_table(table[:, 1:], grid_size, (side, side)), ['pos_embed[:, 0]']
 
 
 DEIT = FromDeiT(
@@ -327,6 +321,11 @@ class STViTDeiT(Columnar, VisionTransformer):
                 embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=type(self.blocks[0].norm1),
                 proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, device=device, dtype=dtype)
             self.recover.apply(self._init_weights)
+
+    @property
+    def position_tables(self) -> dict[str, Positions]:
+        """What files made for another `img_size` are resampled to, and how: as the forward does it."""
+        return {'pos_embed': Positions(self.patch_embed.grid_size, lambda table, size, new: position_table(table, new, size))}
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes)
