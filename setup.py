@@ -14,9 +14,11 @@ mm_base = [
     'pycocotools>=2.0.8', 'torchvision',
 ]
 mm = ['mmcv-lite==2.1.0', *mm_base]  # mmcv 2.2 is refused by mmdet and mmseg
-onnx = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.31']
+# ONNX Runtime has left Python 3.10 behind with 1.24
+onnx = ['onnx>=1.23', 'onnxscript>=0.7',
+        'onnxruntime>=1.31; python_version >= "3.11"', 'onnxruntime>=1.23; python_version < "3.11"']
 viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
-dev = ['pytest>=7', 'pytest-timeout', 'pytest-xdist', 'ruff']
+dev = ['pytest>=7', 'hypothesis', 'pytest-timeout', 'pytest-xdist', 'ruff']
 
 setup(
     name='vitzoo',

@@ -102,6 +102,30 @@ print(json.dumps(messages))
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rooms_are_attributes():
+    """Each in a process of its own in which nothing else was imported; without its extra a room says which one that is."""
+    rooms = {path.stem if path.is_file() else path.name for path in ROOT.iterdir()
+             if (path.suffix == '.py' or (path / '__init__.py').is_file()) and not path.name.startswith('_')}
+    assert {'mm', 'dense', 'export'} < rooms
+    code = '''
+import json, sys, vitzoo
+loaded = [name for name in %r if 'vitzoo.' + name in sys.modules]
+kinds = {name: getattr(vitzoo, name).__name__ for name in %r}
+print(json.dumps([loaded, kinds, sorted(set(%r) - set(dir(vitzoo)))]))
+'''
+    loaded, kinds, unlisted = run(code % ((sorted(rooms),) * 3), block=False)
+    assert not {'mm', 'dense', 'export', 'viz', 'datasets', 'profiling'} & {*loaded}
+    assert kinds == {name: f'vitzoo.{name}' for name in rooms} and unlisted == []
+    message, members = run('''
+import inspect, json, vitzoo
+try:
+    vitzoo.mm
+except AttributeError as e:
+    print(json.dumps([str(e), [name for name, value in inspect.getmembers(vitzoo)]]))
+''')
+    assert 'pip install "vitzoo[mm]"' in message and 'mm' not in members and 'dense' in members
+
+
 def test_public_names():
     assert set(vitzoo.__all__) <= set(dir(vitzoo))
     for name in vitzoo.__all__:
@@ -124,10 +148,26 @@ def test_nothing_points_against_the_arrows():
         assert not [line for line in lines if 'vitzoo_cli' in line] or path.name == '__main__.py', path
 
 
-def test_every_package_is_installed(monkeypatch):
+@pytest.fixture
+def packaging(monkeypatch):
+    """What setup.py says."""
     setuptools = pytest.importorskip('setuptools')
     arguments = {}
     monkeypatch.setattr(setuptools, 'setup', lambda **given: arguments.update(given))
     monkeypatch.chdir(ROOT.parent)
     runpy.run_path('setup.py')
+    return arguments
+
+
+@pytest.mark.parametrize('python, version', [('3.10', '1.23.2'), ('3.11', '1.31.1'), ('3.14', '1.31.1')])
+def test_onnx_has_a_runtime_for_every_python(python, version, packaging):
+    """1.23.2 is the last with wheels for Python 3.10."""
+    requirements = pytest.importorskip('packaging.requirements')
+    found = [requirements.Requirement(line) for line in packaging['extras_require']['onnx']]
+    asked = [r for r in found if r.name == 'onnxruntime' and (r.marker is None or r.marker.evaluate({'python_version': python}))]
+    assert len(asked) == 1 and version in asked[0].specifier
+
+
+def test_every_package_is_installed(packaging):
+    arguments = packaging
     assert set(arguments['packages']) == {'.'.join(path.parent.parts) for path in Path().glob('vitzoo*/**/__init__.py')}

@@ -48,8 +48,8 @@ def is_columnar(name: str) -> bool:
 
 
 def is_large(name: str) -> bool:
-    """Whether a name says base or large, as of a model or of a golden case."""
-    return bool(re.search(r'_(base|large)', name))
+    """Whether a name says base, large or huge, as of a model or of a golden case."""
+    return bool(re.search(r'_(base|large|huge)', name))
 
 
 def slow_if(condition, names) -> list:

@@ -5,7 +5,7 @@ import torch.distributed
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from vitzoo.mm import setup
+from vitzoo.mm import check_load_from, setup
 
 
 def main():
@@ -23,6 +23,10 @@ def main():
     cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
                 seed=args.seed)
     cfg.load_from = args.checkpoint
+    try:
+        check_load_from(cfg)
+    except ValueError as e:
+        parser.exit(2, f'{parser.prog}: {e}\n')
     Runner.from_cfg(cfg).test()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -5,7 +5,7 @@ import torch.distributed
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
-from vitzoo.mm import setup
+from vitzoo.mm import check_load_from, check_resumable, setup
 
 
 def main():
@@ -24,6 +24,12 @@ def main():
                 seed=args.seed)
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+    try:
+        if args.resume not in (None, 'auto'):
+            check_resumable(args.resume)
+        check_load_from(cfg)
+    except ValueError as e:
+        parser.exit(2, f'{parser.prog}: {e}\n')
     RUNNERS.build(cfg).train()  # `runner_type`, by default mmengine's Runner
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -2,10 +2,11 @@
 first line is its help."""
 import argparse
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
+
+from vitzoo_runtime import terminal
 
 from .output import Output
 
@@ -33,6 +34,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
+    with terminal.command():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.version:
@@ -48,8 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader (`| head`) has seen enough; keep Python from complaining at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
         return 0
     except Exception as e:  # the one place where an error becomes a message
         if args.debug:
@@ -59,6 +64,6 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(e: Exception) -> str:
-    text = ' '.join(str(e).split())
+    text = terminal.printable(' '.join(str(e).split()), terminal.LONGEST)
     ours = isinstance(e, (ValueError, ImportError, OSError)) or type(e).__module__.startswith('vitzoo')
     return text if ours and text else f'{type(e).__name__}: {text} (--debug shows where it came from)'

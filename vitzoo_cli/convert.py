@@ -2,27 +2,30 @@
 
 With --model the result is a .safetensors file whose metadata says where it came from: hash and name of the source, model, licence. With
 --config FILE is a whole detector or segmentor, and the result a .pth file that mmdet's and mmseg's tools load. The weights are checked
-against the model; FILE is read as data, never executed.
+against the model, of which nothing may be missing; FILE is read as data, never executed.
 """
 import argparse
 import contextlib
 import hashlib
 import io
+import os
 import warnings
 from pathlib import Path
 
-from vitzoo_runtime.files import replacing
+from vitzoo_runtime.files import refuse_to_replace, replacing
+from vitzoo_runtime.terminal import printable
 
 from .output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('file', metavar='FILE', help='.pth or .safetensors, in any published layout of the family')
+    from .models import count
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--model', metavar='NAME', help='the model whose weights they are, best with its tag')
     target.add_argument('--config', metavar='FILE', help='the config of the detector or segmentor whose weights they are')
     parser.add_argument('--out', required=True, metavar='FILE', help='the .safetensors (--model) or .pth file (--config) to write')
-    parser.add_argument('--num-classes', type=int, metavar='N', help="if not the model's own number")
+    parser.add_argument('--num-classes', type=count, metavar='N', help="if not the model's own number")
     parser.add_argument('--features', action='store_true', help='the file is a dense backbone, without classifier')
     parser.add_argument('--ema', action='store_true', help='take the averaged weights')
     parser.add_argument('--license', metavar='TEXT', help='of the weights (default: what the model says)')
@@ -38,16 +41,19 @@ def run(args: argparse.Namespace, output: Output) -> int:
         raise ValueError(f'--out {out}: expected a name that ends in {suffix}')
     if not out.parent.is_dir():
         raise ValueError(f'--out {out}: there is no folder {out.parent}')
-    if out.exists() and not args.force:
+    if out.is_dir():
+        raise ValueError(f'--out {out} is a folder: expected the name of a file')
+    if os.path.lexists(out) and not args.force:
         raise ValueError(f'--out {out} exists; --force replaces it')
+    refuse_to_replace([out], force=args.force)
 
     state, metadata, report = (_convert_detector if args.config else _convert_model)(args, out)
     output.json({'file': str(out), 'bytes': out.stat().st_size, 'entries': len(state), 'metadata': metadata, 'report': report.to_dict()})
     output.facts(f'{source} -> {out}', {
         **{key: value for key, value in metadata.items() if key != 'format'},
         'entries': f'{len(report.loaded)} loaded, {len(report.renamed)} of them renamed',
-        'dropped': ', '.join(report.dropped) or None,
-        'new': ', '.join(report.new) or None,
+        'dropped': _some(report.dropped),
+        'new': _some(report.new),
         'size': f'{out.stat().st_size / 1e6:.1f} MB',
     })
     return 0
@@ -91,8 +97,8 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
         raise ValueError(f'{args.config}: no such config file')
     import torch
 
-    from vitzoo import load_checkpoint, mm
-    from vitzoo.weights import read_file
+    from vitzoo import mm
+    from vitzoo.weights import read_meta
 
     cfg = mm.setup(args.config)
     from mmengine.registry import MODELS, init_default_scope
@@ -103,15 +109,21 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
         model = MODELS.build(cfg.model)
     if not hasattr(model, 'backbone'):
         raise ValueError(f'{args.config} builds a {type(model).__name__}, no detector or segmentor; --model converts classifiers')
-    report = load_checkpoint(model, args.file, use_ema=args.ema)
+    report = mm.load_whole(model, args.file, use_ema=args.ema)
     metadata = {'model': type(model).__name__, 'config': args.config, **_origin(args), 'license': args.license or 'unknown'}
     # what mmdet and mmseg ask a file for: the names of its classes, in the words of any version
-    published = read_file(args.file).get('meta') or {}
+    published = read_meta(args.file)
     names = {key: published[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if key in published}
     state = model.state_dict()
     with replacing(out) as temporary:
         torch.save({'meta': {**metadata, **names}, 'state_dict': state}, temporary)
     return state, metadata, report
+
+
+def _some(names: list[str], most: int = 20) -> str | None:
+    """The first of them; --json has all."""
+    more = len(names) - most
+    return ', '.join([*(printable(name, 80) for name in names[:most]), *([f'and {more} more'] if more > 0 else [])]) or None
 
 
 def _origin(args: argparse.Namespace) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Train a small detector on real data, draw what it finds, export it and check the file.
 
 Builds the digit scenes, trains Mask R-CNN with our smallest SViT from scratch, evaluates it, draws predictions for scenes it has not
-seen, exports the backbone to ONNX and compares it with PyTorch in ONNX Runtime.
+seen, exports the backbone to ONNX and compares it with PyTorch in ONNX Runtime. What an earlier run wrote to --out is replaced, other
+files only with --force.
 """
 import argparse
 import contextlib
@@ -10,11 +11,13 @@ import time
 import warnings
 from pathlib import Path
 
-from vitzoo_runtime.files import replacing, write_json
+from vitzoo_runtime.files import MARK, is_ours, refuse_to_replace, write_json
 
 from .files import make_folder
 from .output import Output
 
+FILES = {'pictures': 'predictions.png', 'ONNX': 'backbone.onnx', 'report': 'report.json', 'log': 'training.log'}
+TRAINING = 'training'  # the folder of mmengine's files
 CONFIG = 'detection/mask-rcnn_svit_micro_digits'
 NUM_PICTURES = 12
 SCORE = 0.5  # of what is drawn
@@ -26,13 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of training (default: %(default)s)')
     parser.add_argument('--iterations', type=int, metavar='N', help='of training, 4 scenes each (default: what the config says)')
     parser.add_argument('--preset', default='standard', help='size of the data: standard or micro (default: %(default)s)')
+    parser.add_argument('--force', action='store_true', help='replace files that are not from an earlier run')
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
     if args.iterations is not None and args.iterations < 1:
         raise ValueError(f'--iterations {args.iterations}: expected at least 1')
-    if args.seed < 0:
-        raise ValueError(f'--seed {args.seed}: expected 0 or more')
+    if not 0 <= args.seed < 2 ** 32:
+        raise ValueError(f'--seed {args.seed}: expected 0 or more, below 2**32')
+    _refuse_to_replace(Path(args.out), args.force)
     start = time.perf_counter()
     output.note('loading PyTorch and MMDetection ...')
     with warnings.catch_warnings():
@@ -40,6 +45,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         import vitzoo.mm
         from vitzoo.datasets import digit_scenes
         from vitzoo.viz import contact_sheet
+        from vitzoo_runtime.pictures import save_png
         config = vitzoo.mm.config_path(CONFIG)
         out = make_folder(args.out)
         building = time.perf_counter()
@@ -48,19 +54,19 @@ def run(args: argparse.Namespace, output: Output) -> int:
         trained = _train(config, data.root, out, args.seed, args.iterations, output)
 
         output.note('drawing ...')
-        with replacing(out / 'predictions.png') as temporary:
-            contact_sheet([_draw(sample, digit_scenes.CLASSES) for sample in trained['samples']], columns=3).save(temporary, 'PNG')
+        save_png(contact_sheet([_draw(sample, digit_scenes.CLASSES) for sample in trained['samples']], columns=3), out / FILES['pictures'])
         output.note('exporting ...')
         preset = data.preset
-        report = vitzoo.export_onnx(trained['backbone'], out / 'backbone.onnx', (preset.height, preset.width), source='vitzoo demo',
-                                    progress=not output.as_json)
+        report = vitzoo.export_onnx(trained['backbone'], out / FILES['ONNX'], (preset.height, preset.width), source='vitzoo demo',
+                                    weights='loaded', progress=not output.as_json)
 
     counts = data.manifest('detection')['objects']
     # where nothing at all was found, the evaluation has no figures
     metrics = {key: float(trained['metrics'].get(f'coco/{key}', 0)) for key in ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50')}
-    files = {'pictures': out / 'predictions.png', 'ONNX': out / 'backbone.onnx', 'report': out / 'report.json', **trained['files']}
+    files = {**trained['files'], **{kind: out / name for kind, name in FILES.items()}}
     files = {name: str(path) for name, path in files.items()}
     result = {
+        'comment': MARK,
         'seed': args.seed, 'config': CONFIG,
         'data': {'root': str(data.root), 'train': preset.det_train, 'val': preset.val, 'objects': counts, 'seconds': built},
         'training': {key: trained[key] for key in ('iterations', 'batch', 'seconds', 'params')},
@@ -68,7 +74,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
                        'mask_mAP50': metrics['segm_mAP_50'], 'seconds': trained['val_seconds']},
         'onnx': report.to_dict(), 'files': files, 'seconds': time.perf_counter() - start,
     }
-    write_json(out / 'report.json', result)
+    write_json(out / FILES['report'], result)
     output.json(result)
     evaluation, latency = result['evaluation'], report.latency_ms
     output.facts(f'vitzoo demo: {result["seconds"]:.0f} s', {
@@ -84,6 +90,14 @@ def run(args: argparse.Namespace, output: Output) -> int:
         **files,
     })
     return 0
+
+
+def _refuse_to_replace(out: Path, force: bool) -> None:
+    """Raise ValueError where a file or the folder of training in `out` is not from an earlier run, which is known by its log."""
+    refuse_to_replace([out / name for name in FILES.values()], force=force)
+    training = out / TRAINING
+    if os.path.lexists(training) and not force and not is_ours(out / FILES['log']) and (not training.is_dir() or any(training.iterdir())):
+        raise ValueError(f'{training} exists and is not from an earlier demo: choose another --out, or --force to write into it')
 
 
 def _train(config: Path, data: Path, out: Path, seed: int, iterations: int | None, output: Output) -> dict:
@@ -116,8 +130,9 @@ def _train(config: Path, data: Path, out: Path, seed: int, iterations: int | Non
 
     os.environ['DIGIT_SCENES'] = str(data.resolve())  # where the config looks
     options = {} if iterations is None else {'train_cfg.max_iters': iterations}
-    folder, log = out / 'training', out / 'training.log'
+    folder, log = out / TRAINING, out / FILES['log']
     with log.open('w', encoding='utf-8') as stream, contextlib.redirect_stdout(stream):
+        print(f'{MARK} demo', flush=True)
         cfg = vitzoo.mm.setup(config, cfg_options=options, work_dir=folder, seed=seed)
         runner = Runner.from_cfg(cfg)
         watch = Watch()
@@ -129,7 +144,7 @@ def _train(config: Path, data: Path, out: Path, seed: int, iterations: int | Non
         'iterations': runner.max_iters, 'batch': cfg.train_dataloader.batch_size, 'seconds': ended - started,
         'val_seconds': evaluated - ended, 'params': sum(p.numel() for p in runner.model.parameters()), 'metrics': watch.metrics,
         'samples': watch.samples, 'backbone': runner.model.backbone,
-        'files': {'config': folder / config.name, 'checkpoint': folder / f'iter_{runner.max_iters}.pth', 'log': log},
+        'files': {'config': folder / config.name, 'checkpoint': folder / f'iter_{runner.max_iters}.pth'},
     }
 
 

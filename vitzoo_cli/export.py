@@ -1,7 +1,8 @@
 """Export a model to ONNX and check the file in ONNX Runtime.
 
 The file carries what "vitzoo predict --onnx" needs: image size, mean, deviation, class names. It is kept only if it gives what PyTorch
-gives. Without --checkpoint and --pretrained the weights are random.
+gives. Without --checkpoint and --pretrained the weights are random, and the file says so. An ONNX file that this command wrote is replaced,
+another file only with --force.
 
 With --config and --checkpoint instead of a name, a trained model of MMDetection, MMSegmentation or configs/classification is exported as a
 whole: boxes, scores, labels and masks, or logits of every pixel, or of the image.
@@ -9,11 +10,13 @@ whole: boxes, scores, labels and masks, or logits of every pixel, or of the imag
 import argparse
 from pathlib import Path
 
+from vitzoo_runtime.files import refuse_to_replace
+
 from .output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .models import size
+    from .models import count, size
     parser.add_argument('model', nargs='?', metavar='MODEL', help='registered name, ours or timm\'s')
     parser.add_argument('--config', metavar='FILE', help='a config for tools/train.py, instead of MODEL; needs --checkpoint and --size')
     parser.add_argument('--out', required=True, metavar='FILE', help='the ONNX file to write')
@@ -25,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--features', action='store_true', help='the feature maps of strides 4 to 32 instead of the classifier')
     parser.add_argument('--dynamic-size', action='store_true', help='accept other heights and widths')
     parser.add_argument('--static-batch', action='store_true', help='accept one image at a time alone')
-    parser.add_argument('--num-classes', type=int, metavar='N', help="if not the model's own number")
-    parser.add_argument('--classes', metavar='FILE', help='text file with the names of the classes, one a line, first to last')
+    parser.add_argument('--num-classes', type=count, metavar='N', help="if not the model's own number")
+    parser.add_argument('--classes', metavar='FILE', help="text file with the names of the classes, one a line, first to last (default: "
+                        "ImageNet's, if the weights are those of a model for as many classes)")
+    parser.add_argument('--force', action='store_true', help='replace a file that is no earlier export')
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
@@ -37,6 +42,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     from . import models
     if bool(args.model) == bool(args.config):
         raise ValueError('give either MODEL or --config FILE')
+    refuse_to_replace([args.out], filter(None, (args.checkpoint, args.config, args.classes)), args.force)
     if args.config:
         return _export_config(args, output)
     models.known(args.model)
@@ -64,8 +70,10 @@ def run(args: argparse.Namespace, output: Output) -> int:
     report = export_onnx(
         model, args.out, (config['input_size'][0], *args.size) if args.size else tuple(config['input_size']), opset=args.opset,
         dynamic_batch=not args.static_batch, dynamic_size=args.dynamic_size,
-        class_names=names if names or args.features or not trained else _imagenet_names(model),
-        source=Path(args.checkpoint).name if args.checkpoint else None, progress=not output.as_json)
+        class_names=names, weights='loaded' if trained else 'random', source=Path(args.checkpoint).name if args.checkpoint else None,
+        progress=not output.as_json)
+    if args.checkpoint and not names and report.metadata['class_names']:
+        output.note("vitzoo: the classes are taken for ImageNet's, which has as many; --classes FILE names others")
     output.json(report.to_dict())
     output.rich(report)
     return 0
@@ -89,7 +97,7 @@ def _export_config(args: argparse.Namespace, output: Output) -> int:
         model = (deploy.detector if loaded.task == 'detection' else deploy.segmentor)(loaded.model, args.size)
     report = export_onnx(
         model, args.out, args.size, opset=args.opset, dynamic_batch=not args.static_batch and loaded.task != 'detection',
-        class_names=names, source=Path(args.checkpoint).name, progress=not output.as_json)
+        class_names=names, weights='loaded', source=Path(args.checkpoint).name, progress=not output.as_json)
     output.json(report.to_dict())
     output.rich(report)
     return 0
@@ -98,18 +106,8 @@ def _export_config(args: argparse.Namespace, output: Output) -> int:
 def _read_names(path: str) -> list[str]:
     try:
         names = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
-    except OSError as e:
-        raise ValueError(f'{path}: the names of the classes cannot be read ({e.strerror})') from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: the names of the classes cannot be read ({getattr(e, "strerror", None) or e})') from e
     if not names:
         raise ValueError(f'{path}: expected the names of the classes, one a line')
     return names
-
-
-def _imagenet_names(model) -> list[str] | None:
-    """Names of ImageNet's classes, if those are what the model was trained on."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-    subset = infer_imagenet_subset(model)
-    if subset is None:
-        return None
-    info = ImageNetInfo(subset)
-    return [info.index_to_description(i) for i in range(info.num_classes())]

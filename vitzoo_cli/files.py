@@ -1,8 +1,10 @@
 """The folder that a command writes to, and the images that it is given."""
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+LABELS = '.labels.png'  # of a segmentor's label map, beside the picture
 
 
 def make_folder(path: str | Path) -> Path:
@@ -17,28 +19,34 @@ def make_folder(path: str | Path) -> Path:
 def find_images(paths: Sequence[str], out: str | Path) -> dict[Path, Path]:
     """All images among `paths` and below the folders there, each with a file name (below `out`, unique) for its picture.
 
-    What lies below `out` is no input: it is what an earlier run left.
+    What lies below `out` is no input: it is what an earlier run left. Nor is what is hidden: names that begin with a dot are those of files
+    that a killed program left half written, of thumbnails and the like.
 
     Raises ValueError where a path does not exist, or if there is no image at all.
     """
     out, found = Path(out).resolve(), {}
     for start in map(Path, paths):
-        if not start.exists():
+        if not os.path.exists(start):
             raise ValueError(f'{start}: no such file or folder.')
         if start.is_file():
             found.setdefault(start, Path(start.name))
             continue
         for path in sorted(start.rglob('*')):
-            if path.suffix.lower() in SUFFIXES and path.is_file() and out not in path.resolve().parents:
-                found.setdefault(path, path.relative_to(start))
+            name = path.relative_to(start)
+            if path.suffix.lower() in SUFFIXES and path.is_file() and out not in path.resolve().parents and not _is_hidden(name):
+                found.setdefault(path, name)
     if not found:
-        raise ValueError(f'{", ".join(map(str, paths))}: no image found. Expected files that end in {", ".join(SUFFIXES)}.')
+        raise ValueError(f'{", ".join(map(str, paths))}: no image found outside {out}. Expected files that end in {", ".join(SUFFIXES)}.')
     pictures, taken = {}, set()
     for path, name in found.items():
         name, number = name.with_suffix('.png'), 2
         first = name
-        while name in taken:
+        while {name, name.with_suffix(LABELS)} & taken:
             name, number = first.with_stem(f'{first.stem}-{number}'), number + 1
-        taken.add(name)
+        taken |= {name, name.with_suffix(LABELS)}
         pictures[path] = name
     return pictures
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith('.') for part in path.parts)

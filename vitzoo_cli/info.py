@@ -52,12 +52,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'parameters': f'{cost.params:,}',
         f'MACs at {"x".join(map(str, cost.input_size))}': f'{cost.macs / 1e9:.3f} G',
         'memory traffic': f'{cost.bytes_moved / 1e6:.0f} MB an image in {cost.operators} operators (batch {cost.batch}, 16 bit)',
-        'feature maps': '\n'.join(_maps(info['stages'])) or None,
+        'feature maps': _maps(info['stages']) or None,
         'classes': model.num_classes,
         'image sizes': sizes,
         'paper': _paper(info['paper']),
         'licence': info['license'],
-        'weights': '\n'.join(f'{tag}: {where}' if tag else where for tag, where in info['weights'].items()),
+        'weights': [f'{tag}: {where}' if tag else where for tag, where in info['weights'].items()],
     })
     return 0
 
@@ -71,6 +71,6 @@ def _maps(stages: list[dict]) -> list[str]:
     return lines
 
 
-def _paper(ids: str | list[str] | None) -> str | None:
+def _paper(ids: str | list[str] | None) -> list[str] | None:
     ids = [ids] if isinstance(ids, str) else ids or []
-    return '\n'.join(i.replace('arXiv:', 'https://arxiv.org/abs/') for i in ids) or None
+    return [i.replace('arXiv:', 'https://arxiv.org/abs/') for i in ids] or None

@@ -62,6 +62,13 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def count(text: str) -> int:
+    """A number of classes, for argparse."""
+    if not re.fullmatch(r'[1-9]\d{0,5}', text):
+        raise argparse.ArgumentTypeError(f'{text!r}: expected a number from 1 to 999999')
+    return int(text)
+
+
 def allow_runner_checkpoints(path: str) -> None:
     """Checkpoints of mmengine's Runner hold its logs beside the weights; the bridge knows how to read those safely."""
     if not str(path).endswith('.safetensors') and importlib.util.find_spec('mmengine'):

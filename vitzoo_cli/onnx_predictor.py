@@ -16,7 +16,8 @@ class OnnxPredictor:
     def __init__(self, path: str, threshold: float = 0.):
         self.model = OnnxModel(path)
         self.threshold = threshold
-        self.about = {'onnx': path, 'model': self.model.metadata.get('model'), 'task': self.model.task}
+        about = {key: self.model.metadata.get(key) for key in ('model', 'task', 'weights', 'source', 'license')}
+        self.about = {'onnx': path, **about}
         self.columns = self.columns_of[self.model.task]
         self.right = self.columns[1:]
 
@@ -31,7 +32,7 @@ class OnnxPredictor:
         maps = self.model.run(image)
         levels = {}
         for name, values in maps.items():
-            lengths = np.linalg.norm(values, axis=0)
+            lengths = np.linalg.norm(values.astype(np.float64), axis=0)
             levels[name] = {'shape': list(values.shape), 'mean_length': float(lengths.mean()), 'longest': float(lengths.max())}
         return {'features': levels}, {'picture': draw_features(self.model.preprocessing.crop(image), maps)}
 
@@ -50,7 +51,7 @@ class OnnxPredictor:
         found, (width, height) = self.model.fit(image)
         labels = found['seg'][0]
         if labels.ndim == 3:
-            labels = labels.argmax(0) if len(labels) > 1 else 1 / (1 + np.exp(-labels[0])) > self.model.metadata['score_threshold']
+            labels = labels.argmax(0) if len(labels) > 1 else _sigmoid(labels[0]) > self.model.score_threshold
         return findings.regions(image, _resize(labels[:height, :width], image.size), self.model.class_names)
 
     def lines(self, found: dict) -> list[tuple]:
@@ -58,6 +59,11 @@ class OnnxPredictor:
             return findings.lines(found, self.columns[1])
         return [(name, 'x'.join(map(str, level['shape'])), f'{level["mean_length"]:.3g}', f'{level["longest"]:.3g}')
                 for name, level in found['features'].items()]
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over='ignore'):
+        return 1 / (1 + np.exp(-x))
 
 
 def _resize(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,13 +1,18 @@
 """What the commands print: tables and progress by rich where it is installed, plain text where it is not, JSON for machines."""
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from vitzoo_runtime.files import to_json
+from vitzoo_runtime.terminal import LONGEST, printable
+
 
 class Output:
-    """Results go to stdout, all else to stderr. With `as_json`, stdout gets one JSON value and stderr nothing but notes."""
+    """Results go to stdout, all else to stderr. With `as_json`, stdout gets one JSON value and stderr nothing but notes.
+
+    What is printed is on one line, without control characters, and not longer than `LONGEST`: names come from files.
+    """
 
     def __init__(self, as_json: bool = False):
         self.as_json = as_json
@@ -15,18 +20,18 @@ class Output:
     def json(self, data: object) -> None:
         """Print `data`, if JSON was asked for."""
         if self.as_json:
-            print(json.dumps(data, indent=1))
+            print(to_json(data))
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr)
+        print(printable(text, LONGEST), file=sys.stderr)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
-        """Print a table for people; `columns` may be empty (no header). Those named in `right` hold numbers."""
+        """Print a table for people; `columns` may be empty (no header). Those named in `right` hold numbers. A list is a cell of several
+        lines."""
         if self.as_json:
             return
-        rows = [[str(cell) for cell in row] for row in rows]
+        title, rows = printable(title, LONGEST), [[_cell(cell) for cell in row] for row in rows]
         try:
-            from rich.console import Console
             from rich.markup import escape
             from rich.table import Table
         except ImportError:
@@ -37,8 +42,7 @@ class Output:
             table.add_column(column, justify='right' if column in right else 'left', overflow='fold')
         for row in rows:
             table.add_row(*map(escape, row))
-        # in a file or a pipe there is no width to respect
-        console = Console(width=None if sys.stdout.isatty() else 200)
+        console = _console()
         console.print(title, style='bold', markup=False, highlight=False, soft_wrap=True)
         console.print(table)
 
@@ -49,8 +53,7 @@ class Output:
     def rich(self, renderable: object) -> None:
         """Print what knows how to show itself in rich."""
         if not self.as_json:
-            from rich.console import Console
-            Console(width=None if sys.stdout.isatty() else 200).print(renderable)
+            _console().print(renderable)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -84,6 +87,22 @@ class Output:
                 advance()
 
 
+def _console():
+    """rich on stdout; it would end the process where nobody reads on."""
+    from rich.console import Console
+
+    class Quiet(Console):
+        def on_broken_pipe(self):
+            raise BrokenPipeError
+
+    # in a file or a pipe there is no width to respect
+    return Quiet(width=None if sys.stdout.isatty() else 200)
+
+
+def _cell(cell: object) -> str:
+    return '\n'.join(printable(line, LONGEST) for line in (cell if isinstance(cell, list) else [cell]))
+
+
 class _Lines:
     """Progress as a line on stderr every few seconds."""
 
@@ -104,6 +123,7 @@ class _Lines:
 
 
 def _plain_table(title: str, columns: Sequence[str], rows: list[list[str]], right: Sequence[str]) -> None:
+    rows = [[cell.replace('\n', ', ') for cell in row] for row in rows]
     lines = [list(columns), *rows] if columns else rows
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     right = [column in right for column in columns] if columns else [False] * len(widths)

@@ -11,7 +11,7 @@ from .pictures import draw_detections, draw_segmentation, palette
 def objects(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None,
             classes: Sequence[str]) -> tuple[dict, dict[str, Image.Image]]:
     """Boxes (N, 4), labels and scores (N,), best first, masks (N, H, W) or None, in pixels of the image; masks become COCO's codes."""
-    found = [{'label': int(label), 'name': classes[label], 'score': float(score), 'box': [round(float(v), 2) for v in box]}
+    found = [{'label': int(label), 'name': _name(classes, label), 'score': float(score), 'box': [round(float(v), 2) for v in box]}
              for box, label, score in zip(boxes, labels, scores, strict=True)]
     for item, mask in zip(found, () if masks is None else masks, strict=masks is not None):
         item['mask'] = encode_rle(mask)
@@ -21,12 +21,16 @@ def objects(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, scores: n
 def regions(image: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> tuple[dict, dict[str, Image.Image]]:
     """Labels (H, W), a class for every pixel of the image."""
     counts = np.bincount(labels.ravel(), minlength=len(classes))
-    shares = [{'class': int(i), 'name': classes[i], 'share': float(counts[i] / labels.size)}
+    shares = [{'class': int(i), 'name': _name(classes, i), 'share': float(counts[i] / labels.size)}
               for i in np.argsort(-counts, kind='stable') if counts[i]]
-    drawn = Image.fromarray(labels.astype(np.uint8 if len(classes) <= 256 else np.uint16))
+    drawn = Image.fromarray(labels.astype(np.uint8 if len(counts) <= 256 else np.uint16))
     if drawn.mode == 'L':
-        drawn.putpalette([v for colour in palette(len(classes)) for v in colour])
+        drawn.putpalette([v for colour in palette(len(counts)) for v in colour])
     return {'classes': shares}, {'picture': draw_segmentation(image, labels, classes), 'labels': drawn}
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return str(classes[label]) if label < len(classes) else f'class {label}'
 
 
 def lines(found: dict, share: str) -> list[tuple]:

@@ -1,9 +1,14 @@
 """Pictures of what models find in an image, with pillow and numpy alone."""
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from .files import MARK, replacing
+from .terminal import printable
 
 INK, PAPER = (24, 26, 31), (255, 255, 255)
 CHALK, BAR = (240, 242, 245), (45, 108, 181)  # on sheets of ink
@@ -130,7 +135,7 @@ def draw_classes(image: Image.Image, classes: Sequence[dict]) -> Image.Image:
         share = f'{c["probability"]:.1%}'
         space = width - 3 * margin - draw.textlength(share, font)
         draw.rectangle((margin // 2, top + 2, margin // 2 + round((width - margin) * c['probability']), top + row - 3), fill=BAR)
-        draw.text((margin, top + row / 2), _shorten(c['name'], space, font), CHALK, font, anchor='lm')
+        draw.text((margin, top + row / 2), _shorten(printable(c['name']), space, font), CHALK, font, anchor='lm')
         draw.text((width - margin, top + row / 2), share, CHALK, font, anchor='rm')
     return sheet
 
@@ -141,13 +146,13 @@ def draw_features(crop: Image.Image, maps: dict[str, np.ndarray]) -> Image.Image
     gap, header = 8, 26
     panels = [('input', crop)]
     for name, values in maps.items():
-        lengths = np.linalg.norm(values, axis=0)
+        lengths = np.linalg.norm(np.asarray(values, np.float64), axis=0)
         span = float(np.ptp(lengths)) or 1.
         position = (lengths - lengths.min()) / span * (len(HEAT) - 1)
         low = np.minimum(position.astype(int), len(HEAT) - 2)
         colours = HEAT[low] + (HEAT[low + 1] - HEAT[low]) * (position - low)[..., None]
         panel = Image.fromarray(colours.round().astype(np.uint8)).resize(crop.size, Image.Resampling.NEAREST)
-        panels.append((f'{name}  {"x".join(map(str, values.shape))}', panel))
+        panels.append((f'{printable(name, 30)}  {"x".join(map(str, values.shape))}', panel))
     sheet = Image.new('RGB', ((crop.width + gap) * len(panels) + gap, crop.height + header + gap), INK)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for i, (title, panel) in enumerate(panels):
@@ -183,6 +188,14 @@ def contact_sheet(images: Sequence[Image.Image | np.ndarray], columns: int = 4, 
     return sheet
 
 
+def save_png(image: Image.Image, path: str | Path) -> None:
+    """Write a picture whole or not at all, with the mark of one that a command made."""
+    comment = PngInfo()
+    comment.add_text('Comment', MARK)
+    with replacing(path) as temporary:
+        image.save(temporary, 'PNG', pnginfo=comment)
+
+
 def _picture(image: Image.Image | np.ndarray) -> Image.Image:
     return (image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))).convert('RGB')
 
@@ -198,7 +211,7 @@ def _factor(image_size: tuple[int, int], size: int) -> int:
 
 
 def _name(class_names: Sequence[str] | None, label: int) -> str:
-    return str(class_names[label]) if class_names is not None and label < len(class_names) else str(label)
+    return printable(class_names[label], 60) if class_names is not None and label < len(class_names) else str(label)
 
 
 def _on(colour: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -11,13 +11,13 @@ METADATA = dict(model='tiny', task='classification', input_size=[3, 24, 24], mea
 
 @pytest.fixture
 def tiny_onnx(tmp_path):
-    """tiny_onnx(**metadata) -> path. The logits are 10 x the means of the three normalised channels, those of pixels the input itself, as
-    are features."""
+    """tiny_onnx(scale=10, **metadata) -> path. The logits are 10 x the means of the three normalised channels, those of pixels the input
+    itself, as are features. A value that is a string with a leading '=' is written as it stands behind that."""
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
     from onnx import TensorProto, helper, numpy_helper
 
-    def make(**changes):
+    def make(scale=10., **changes):
         metadata = {key: value for key, value in {**METADATA, **changes}.items() if value is not ...}
         channels, height, width = METADATA['input_size']
         if metadata.get('task') == 'features':
@@ -34,11 +34,12 @@ def tiny_onnx(tmp_path):
             nodes = [helper.make_node('GlobalAveragePool', ['image'], ['pooled']), helper.make_node('Flatten', ['pooled'], ['flat']),
                      helper.make_node('MatMul', ['flat', 'weight'], ['logits'])]
             outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['batch', 3])]
-            weights = [numpy_helper.from_array(10 * np.eye(3, dtype=np.float32), 'weight')]
+            weights = [numpy_helper.from_array(np.float32(scale) * np.eye(3, dtype=np.float32), 'weight')]
         image = helper.make_tensor_value_info('image', TensorProto.FLOAT, ['batch', channels, height, width])
         model = helper.make_model(helper.make_graph(nodes, 'tiny', [image], outputs, weights), opset_imports=[helper.make_opsetid('', 17)])
         model.ir_version = 8
-        helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+        helper.set_model_props(model, {key: value[1:] if isinstance(value, str) and value.startswith('=') else json.dumps(value)
+                                       for key, value in metadata.items()})
         path = tmp_path / 'tiny.onnx'
         onnx.save(model, path)
         return path

@@ -64,12 +64,14 @@ def test_convert_a_dense_backbone(tmp_path):
     (['--num-classes', '10', '--features'], 'no classes'),
     (['--num-classes', '10', '--out', 'x.pth'], '.safetensors'),
     (['--num-classes', '10', '--out', 'nowhere/x.safetensors'], 'no folder'),
+    (['--num-classes', '10', '--out', 'folder.safetensors', '--force'], 'is a folder'),
 ])
 def test_convert_refuses_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys, more, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'folder.safetensors').mkdir()
     assert convert(checkpoint[0], tmp_path / 'x.safetensors', *more) == 2
     assert message in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ['published.pth']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['folder.safetensors', 'published.pth']
 
 
 def test_convert_truncated(checkpoint, tmp_path, capsys):
@@ -144,11 +146,57 @@ def test_export_features_of_a_timm_model(tmp_path, capsys):
     (['--classes', 'missing.txt'], 'cannot be read'),
     (['--classes', 'names.txt', '--num-classes', '7'], '--classes says 2 classes'),
     (['--opset', '3'], 'opset=3'),
+    (['--classes', 'latin1.txt'], 'latin1.txt: the names of the classes cannot be read'),
     (['--checkpoint', 'missing.pth'], 'missing.pth'),
     (['--pretrained'], 'No program can download'),
 ])
 def test_export_refuses(tmp_path, monkeypatch, capsys, more, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'names.txt').write_text('cat\ndog\n')
+    (tmp_path / 'latin1.txt').write_bytes(b'K\xe4tzchen')
     assert main(['export', 'svit_micro', '--out', 'x.onnx', *more]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / 'x.onnx').exists()
+
+
+@pytest.mark.parametrize('out', ['published.pth', 'link.onnx', 'theirs.onnx', 'names.txt'])
+def test_export_replaces_nothing_that_is_not_its_own(checkpoint, out, tmp_path, capsys):
+    (tmp_path / 'link.onnx').symlink_to(checkpoint[0])
+    (tmp_path / 'theirs.onnx').write_bytes(b'theirs')
+    (tmp_path / 'names.txt').write_text('\n'.join('abcdefghij'))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert main(['export', 'svit_micro', '--checkpoint', str(checkpoint[0]), '--classes', str(tmp_path / 'names.txt'),
+                 '--out', str(tmp_path / out)]) == 2
+    error = capsys.readouterr().err
+    assert out in error and '--force' in error and error.count('\n') == 1
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_convert_does_not_replace_its_source(checkpoint, tmp_path, capsys):
+    source = tmp_path / 'x.safetensors'
+    assert convert(checkpoint[0], source, '--num-classes', '10') == 0
+    before = source.read_bytes()
+    assert convert(source, source, '--num-classes', '10') == 2
+    assert '--force' in capsys.readouterr().err and source.read_bytes() == before
+
+
+def test_random_weights_claim_neither_source_nor_classes(tmp_path, capsys):
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    onnx = tmp_path / 'x.onnx'
+    command = ['export', 'svit_micro', '--size', '32', '--opset', '17', '--static-batch', '--out', str(onnx), '--json']
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)['metadata']
+    assert (said['weights'], said['source'], said['license'], said['class_names']) == ('random', None, None, None)
+    assert 'random' in captured.err
+    assert main(command) == 0  # replaces its own
+
+    torch.manual_seed(1)
+    model = zoo.build('svit_micro')
+    torch.save({'model': {k: v + 0.01 if v.is_floating_point() else v for k, v in model.state_dict().items()}}, tmp_path / 'in1k.pth')
+    capsys.readouterr()
+    assert main([*command, '--checkpoint', str(tmp_path / 'in1k.pth')]) == 0
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)['metadata']
+    assert (said['weights'], said['source'], said['license']) == ('loaded', 'in1k.pth', 'apache-2.0')
+    assert len(said['class_names']) == 1000 and 'tench' in said['class_names'][0] and "ImageNet's" in captured.err

@@ -68,6 +68,41 @@ def test_a_segmentor(tmp_path, scene, capsys):
         {i: pytest.approx(n / labels.size) for i, n in enumerate(np.bincount(labels.ravel())) if n}
 
 
+def test_a_segmentor_sees_images_as_its_test_data_say(tmp_path, scene, capsys):
+    """Not as the `test_pipeline` of the config says, which may have been left behind."""
+    import vitzoo.mm
+    cfg = vitzoo.mm.setup(vitzoo.mm.config_path('segmentation/fpn_svit_micro_digits'))
+    options = untrained('segmentation/fpn_svit_micro_digits', tmp_path)
+    files = dict(zip(options[::2], options[1::2], strict=False))
+    right = Config.fromfile(files['--config'])
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    smaller = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(32, 32), keep_ratio=False), pipeline[-1]]
+    found = []
+    for data, left_behind in (pipeline, None), (pipeline, smaller), (smaller, pipeline):
+        right.test_dataloader.dataset.pipeline = data
+        right.pop('test_pipeline', None)
+        if left_behind:
+            right.test_pipeline = left_behind
+        right.dump(files['--config'])
+        capsys.readouterr()
+        assert main(['predict', scene, *options]) == 0
+        found.append(json.loads(capsys.readouterr().out)['images'][0]['classes'])
+    assert found[0] == found[1] != found[2]
+
+
+def test_class_names_of_checkpoints(tmp_path):
+    from vitzoo_cli.mm_predictor import _class_names
+    data = dict(type='Y', metainfo=dict(classes=['of data']), pipeline=[])
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(type='X', dataset=data))))
+    for meta, expected in (
+            (dict(dataset_meta=dict(CLASSES=('a', 'b'))), ('a', 'b')), (dict(CLASSES=['c']), ('c',)), (dict(), ('of data',)),
+            (['no dict'], ('of data',)), (dict(dataset_meta=3), ('of data',))):
+        assert _class_names(dict(meta=meta), cfg) == expected
+    for wrong in 3, 'abc', [1, 2]:
+        with pytest.raises(ValueError, match='expected a list of names'):
+            _class_names(dict(meta=dict(CLASSES=wrong)), cfg)
+
+
 def test_a_classifier(tmp_path, scene, capsys):
     import timm
     import torch
@@ -117,6 +152,15 @@ def test_demo_refuses(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name', ['report.json', 'training.log', 'training/iter_1.pth'])
+def test_demo_replaces_nothing_of_others(name, tmp_path, capsys):
+    path = tmp_path / 'out' / name
+    path.parent.mkdir(parents=True)
+    path.write_text('mine')
+    assert main(['demo', '--out', str(tmp_path / 'out'), '--data', str(tmp_path / 'data')]) == 2
+    assert '--force' in capsys.readouterr().err and path.read_text() == 'mine' and not (tmp_path / 'data').exists()
+
+
 @pytest.mark.slow
 def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
     pytest.importorskip('onnxscript')
@@ -127,6 +171,9 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert result['training']['iterations'] == 2 and 0 <= result['evaluation']['box_mAP'] <= 1
     assert result['onnx']['max_error'] < 1e-5 and result['onnx']['input_size'] == [3, 128, 160]
     assert all((tmp_path / 'out' in p.parents and p.is_file()) for p in map(type(tmp_path), result['files'].values()))
+
+    from vitzoo_cli.demo import _refuse_to_replace
+    _refuse_to_replace(tmp_path / 'out', False)  # another run may write there
 
     # what it wrote serves the other commands
     scene, files = str(tmp_path / 'data' / 'detection' / 'val' / '000000.png'), result['files']

@@ -121,10 +121,29 @@ def test_bad_arguments(tiny_onnx, images, monkeypatch, capsys, arguments, messag
     (dict(task='boxes'), "the task 'boxes'"),
     (dict(interpolation='guess'), "interpolation='guess'"),
     (dict(mean=[.5]), 'as many means'),
+    (dict(task=['classification']), 'the task'),
+    (dict(input_size='big'), "size='big'"),
+    (dict(input_size=[3, 24]), 'size=(3, 24)'),
+    (dict(input_size=[3, 32, 32]), 'but the graph takes'),
+    (dict(input_size=[3, 10 ** 9, 10 ** 9]), 'size='),
+    (dict(crop_pct=0), 'crop_pct=0'),
+    (dict(crop_pct='=NaN'), 'crop_pct=nan'),
+    (dict(crop_pct='=' + '[' * 10_000 + ']' * 10_000), 'crop_pct='),
+    (dict(std=[0, 1, 1]), 'std='),
+    (dict(interpolation=3), 'interpolation=3'),
+    (dict(class_names=['one']), 'expected 3 strings'),
+    (dict(class_names='abc'), 'expected 3 strings'),
+    (dict(class_names=[1, 2, 3]), 'expected 3 strings'),
+    (dict(num_classes='3'), "num_classes='3'"),
+    (dict(num_classes=10 ** 12, class_names=None), 'num_classes=1000000000000'),
+    (dict(num_classes=4, class_names=None), 'the graph gives 3 logits'),
+    (dict(task='detection'), 'lacks the output boxes'),
+    (dict(task='segmentation', score_threshold='half'), "score_threshold='half'"),
 ])
 def test_file_of_another_kind(tiny_onnx, images, tmp_path, capsys, changes, message):
     assert main(['predict', str(images), '--onnx', str(tiny_onnx(**changes)), '--out', str(tmp_path / 'out')]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1 and len(error) < 600 and not (tmp_path / 'out').exists()
 
 
 def test_pictures_have_names_of_their_own(tmp_path):
@@ -133,3 +152,132 @@ def test_pictures_have_names_of_their_own(tmp_path):
         (tmp_path / name).touch()
     found = find_images([str(tmp_path / 'a'), str(tmp_path / 'b'), str(tmp_path / 'a' / 'x.png')], tmp_path / 'out')
     assert len(found) == 4 and len(set(found.values())) == 4
+
+
+def test_what_other_tools_add_to_the_metadata_is_no_hindrance(tiny_onnx, images, tmp_path, capsys):
+    model = tiny_onnx(**{'onnx.infer': '=onnxruntime.quant'})
+    assert predict(capsys, images / 'red.png', '--onnx', model, '--out', tmp_path / 'out')[0] == 0
+
+
+def test_random_weights_are_spoken_of(tiny_onnx, images, tmp_path, capsys):
+    for weights in 'random', 'loaded':
+        _, report, error = predict(capsys, images / 'red.png', '--onnx', tiny_onnx(weights=weights), '--out', tmp_path / 'out')
+        assert report['weights'] == weights and ('random' in error) == (weights == 'random')
+
+
+def test_values_that_are_no_numbers_are_reported(tiny_onnx, images, tmp_path, capsys):
+    status, report, error = predict(capsys, images / 'red.png', '--onnx', tiny_onnx(scale=np.nan), '--out', tmp_path / 'out')
+    assert status == 1 and report['images'] == [] and 'logits with values that are not finite' in report['failed'][0]['error']
+    assert 'NaN' not in (tmp_path / 'out' / 'predictions.json').read_text()
+
+
+def test_a_photograph_is_not_replaced_by_what_is_drawn(tiny_onnx, images, capsys):
+    model, before = tiny_onnx(), (images / 'red.png').read_bytes()
+    for argument in images / 'red.png', images / 'more' / '..' / 'red.png':
+        assert main(['predict', str(argument), '--onnx', str(model), '--out', str(images)]) == 2
+        error = capsys.readouterr().err
+        assert 'red.png is an input' in error and '--force' in error and error.count('\n') == 1
+    (images / 'link').symlink_to(images, target_is_directory=True)
+    assert main(['predict', str(images / 'red.png'), '--onnx', str(model), '--out', str(images / 'link')]) == 2
+    assert (images / 'red.png').read_bytes() == before and not (images / 'predictions.json').exists()
+    assert main(['predict', str(images / 'red.png'), '--onnx', str(model), '--out', str(images), '--force']) == 0
+    assert Image.open(images / 'red.png').size != (40, 30)
+
+
+@pytest.mark.parametrize('name', ['red.png', 'predictions.json'])
+def test_files_of_others_are_not_replaced(tiny_onnx, images, tmp_path, capsys, name):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / name).write_text('mine')
+    command = ['predict', str(images / 'red.png'), '--onnx', str(tiny_onnx()), '--out', str(tmp_path / 'out')]
+    assert main(command) == 2
+    assert f'{name} exists and was not made' in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / 'out').iterdir()] == [name] and (tmp_path / 'out' / name).read_text() == 'mine'
+    assert main([*command, '--force']) == main(command) == 0  # then it is ours
+
+
+def test_what_cannot_be_written_is_reported_and_the_rest_goes_on(tiny_onnx, images, tmp_path, capsys):
+    picture = (images / 'red.png').read_bytes()
+    (images / 'broken.jpeg').unlink()
+    (images / f'{"n" * 237}.png').write_bytes(picture)  # fits, as does what is written for it
+    (images / f'{"n" * 247}.bmp').write_bytes(picture)
+    (images / f'{"m" * 251}.jpg').write_bytes(picture)
+    out = tmp_path / 'out'
+    (out / 'red.png').mkdir(parents=True)
+    (out / 'more').write_text('a file where a folder should be')
+    status, report, error = predict(capsys, images, '--onnx', tiny_onnx(), '--out', out)
+    assert status == 1 and {Path(f['image']).name for f in report['failed']} == {'red.png', 'x.png', 'x.JPG'}
+    assert {Path(i['image']).name[0] for i in report['images']} == {'n', 'm'} and 'red.png was skipped' in error
+    written = sorted(p.name for p in out.iterdir())
+    assert written == sorted([f'{"n" * 237}.png', f'{"n" * 247}.png', f'{"m" * 251}.png', 'more', 'predictions.json', 'red.png'])
+
+
+def test_a_label_map_whose_name_does_not_fit_ends_nothing_else(tiny_onnx, images, tmp_path, capsys):
+    (images / f'{"n" * 246}.png').write_bytes((images / 'red.png').read_bytes())
+    status, report, _ = predict(capsys, images / 'red.png', images / f'{"n" * 246}.png', '--onnx', tiny_onnx(task='segmentation'),
+                                '--out', tmp_path / 'out')
+    assert status == 1 and len(report['images']) == len(report['failed']) == 1 and 'too long' in report['failed'][0]['error']
+    assert not [p.name for p in (tmp_path / 'out').iterdir() if p.name.startswith('.')]
+
+
+def test_hidden_files_are_no_pictures(tiny_onnx, images, tmp_path, capsys):
+    picture = (images / 'red.png').read_bytes()
+    (images / '.building').mkdir()
+    for name in '.0123456789abcdef.png', '.building/x.png':
+        (images / name).write_bytes(picture)
+    (images / 'broken.jpeg').unlink()
+    assert len(predict(capsys, images, '--onnx', tiny_onnx(), '--out', tmp_path / 'out')[1]['images']) == 3
+
+
+def test_label_maps_have_names_of_their_own(tiny_onnx, images, tmp_path, capsys):
+    (images / 'red.labels.png').write_bytes((images / 'red.png').read_bytes())
+    (images / 'broken.jpeg').unlink()
+    report = predict(capsys, images, '--onnx', tiny_onnx(task='segmentation'), '--out', tmp_path / 'out')[1]
+    files = [found[kind] for found in report['images'] for kind in ('picture', 'labels')]
+    assert len(files) == len(set(files)) == 8
+
+
+def test_names_with_control_characters(tiny_onnx, images, tmp_path, capsys):
+    evil = '\x1b[2Jred\n\udc80'
+    (images / f'{evil}.png').write_bytes((images / 'red.png').read_bytes())
+    model = tiny_onnx(class_names=['a\x1b[31m\nb' + 'c' * 10_000, 'b', 'c'])
+    for more in [], ['--json']:
+        assert main(['predict', str(images), '--onnx', str(model), '--out', str(tmp_path / 'out'), *more]) == 1
+        captured = capsys.readouterr()
+        assert '\x1b' not in captured.out + captured.err
+        assert '\\x1b[2Jred\\n\\udc80' in captured.out or more
+        assert all(len(line) <= 1200 for line in captured.out.splitlines()) or more
+
+
+CLOSED = {'stdout': '>&-', 'stderr': '2>&-', 'all': '<&- >&- 2>&-', 'nobody reads': '| true'}
+
+
+@pytest.mark.parametrize('redirection', CLOSED.values(), ids=CLOSED)
+@pytest.mark.parametrize('as_json', [False, True])
+def test_closed_streams(tiny_onnx, images, tmp_path, redirection, as_json):
+    tiny_onnx()
+    command = f'"{sys.executable}" -m vitzoo_cli predict images/red.png --onnx tiny.onnx --out out {"--json" * as_json} {redirection}'
+    done = subprocess.run(['bash', '-o', 'pipefail', '-c', command], env={**os.environ, 'PYTHONPATH': str(ROOT)}, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr and 'Exception' not in done.stderr
+    assert json.loads((tmp_path / 'out' / 'predictions.json').read_text())['images'][0]['classes'][0]['name'] == 'reddish'
+
+
+@pytest.mark.parametrize('columns', ['0', '1', '80'])
+def test_odd_terminals(tiny_onnx, images, tmp_path, columns):
+    """As wide as nothing, and of ASCII alone; what is printed goes to a terminal of its own."""
+    pty = pytest.importorskip('pty')
+    (images / 'rötlich.png').write_bytes((images / 'red.png').read_bytes())
+    command = [sys.executable, '-m', 'vitzoo_cli', 'predict', images / 'rötlich.png', '--onnx', tiny_onnx(), '--out', tmp_path / 'out']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'COLUMNS': columns, 'LINES': '0', 'PYTHONIOENCODING': 'ascii', 'TERM': 'xterm'}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b''
+    while True:
+        try:
+            said += os.read(ours, 4096)
+        except OSError:  # closed by the other side
+            break
+    os.close(ours)
+    assert process.wait(30) == 0 and b'Traceback' not in said and b'1 images' in said
+    assert b'reddish' in said or columns == '1'

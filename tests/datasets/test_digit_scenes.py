@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import sys
 import time
 
@@ -317,7 +318,20 @@ DAMAGE = {
     'missing manifest': lambda folder: (folder / ds.MANIFEST).unlink(),
     'truncated manifest': lambda folder: (folder / ds.MANIFEST).write_text('{"name": '),
     'foreign manifest': lambda folder: (folder / ds.MANIFEST).write_text('[]'),
+    'manifest without objects': lambda folder: change_manifest(folder, lambda m: m.pop('objects')),
+    'manifest with another fingerprint': lambda folder: change_manifest(folder, lambda m: m.update(fingerprint='0' * 64)),
+    'manifest with other files': lambda folder: change_manifest(folder, lambda m: m.update(files={os.devnull: [0, 0]})),
+    'manifest of a folder': lambda folder: ((folder / ds.MANIFEST).unlink(), (folder / ds.MANIFEST).mkdir()),
+    'manifest ten thousand deep': lambda folder: (folder / ds.MANIFEST).write_text('[' * 10_000 + ']' * 10_000),
+    'manifest that is no text': lambda folder: (folder / ds.MANIFEST).write_bytes(b'\xff\xfe'),
+    'folder in the place of an image': lambda folder: ((folder / 'val' / '000000.png').unlink(), (folder / 'val' / '000000.png').mkdir()),
 }
+
+
+def change_manifest(folder, change):
+    manifest = json.loads((folder / ds.MANIFEST).read_text())
+    change(manifest)
+    (folder / ds.MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize('damage', DAMAGE)
@@ -353,6 +367,19 @@ def test_foreign_files_are_never_deleted(tmp_path):
     (tmp_path / 'segmentation').write_text('a file')
     with pytest.raises(ValueError, match='not an ordinary folder'):
         ds.build(tmp_path, 'micro', parts=['segmentation'], progress=False)
+
+
+@pytest.mark.parametrize('part, name', [
+    ('classification', 'train/3/mine.JPG'), ('classification', 'val/cat/x.png'), ('segmentation', 'img_dir/train/mine.png')])
+def test_foreign_pictures_among_those_that_are_scanned(part, name, tmp_path):
+    args = dict(preset='micro', parts=[part], progress=False, **FEW)
+    path = ds.build(tmp_path, **args).root / part / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b'mine')
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=path.name):
+        ds.build(tmp_path, **args)
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
@@ -485,6 +512,15 @@ def test_preview(micro, tmp_path):
         ds.preview(micro, tmp_path / 'x.png', num=0)
 
 
+@pytest.mark.parametrize('annotations', ['{}', '[]', '{"images": []}', '[' * 10_000, '{"images": [{"id": 1, "file_name": "../x"}]}'])
+def test_preview_of_damaged_annotations(micro, tmp_path, annotations):
+    shutil.copytree(micro.root / 'detection', tmp_path / 'detection')
+    (tmp_path / 'detection' / 'annotations' / 'det_val.json').write_text(annotations)
+    with pytest.raises(ValueError, match='damaged'):
+        ds.preview(tmp_path, tmp_path / 'x.png')
+    assert not (tmp_path / 'x.png').exists()
+
+
 def test_command(tmp_path, capsys):
     args = ['--out', str(tmp_path / 'd'), '--preset', 'micro', '--seed', '5', '--parts', 'detection', '--set', 'det_train=2', 'val=10']
     assert ds.main([*args, '--json', '--preview', str(tmp_path / 'p.png')]) == 0
@@ -497,7 +533,13 @@ def test_command(tmp_path, capsys):
     assert 'reused' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('args', ['--preset huge', '--set val', '--set val=many', '--seed -1', '--parts depth'])
+def test_command_keeps_files_of_others(tmp_path, capsys):
+    (tmp_path / 'p.png').write_text('mine')
+    assert ds.main(['--out', str(tmp_path / 'd'), '--preset', 'micro', '--preview', str(tmp_path / 'p.png')]) == 2
+    assert '--force' in capsys.readouterr().err and os.listdir(tmp_path) == ['p.png']
+
+
+@pytest.mark.parametrize('args', ['--preset huge', '--set val', '--set val=many', '--seed -1', '--parts depth', f'--set val={"[" * 9999}'])
 def test_command_errors(tmp_path, capsys, args):
     assert ds.main(['--out', str(tmp_path / 'd'), *args.split()]) == 2
     captured = capsys.readouterr()

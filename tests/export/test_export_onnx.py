@@ -108,11 +108,10 @@ def test_report(classifier):
 def test_metadata(classifier, features):
     found = metadata(classifier[1])
     versions = found.pop('versions')
-    assert found.pop('license') == classifier[0].pretrained_cfg.get('license')
     assert found == dict(
         model='svit_micro', task='classification', input_size=[3, 64, 96], mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225],
         interpolation='bicubic', crop_pct=classifier[0].pretrained_cfg['crop_pct'], num_classes=7, class_names=list('abcdefg'),
-        source='here')
+        weights='random', source='here', license=None)
     assert versions == dict(vitzoo=vitzoo.__version__, torch=torch.__version__, timm=timm.__version__, onnx=onnx.__version__)
     found = metadata(features[1])
     assert (found['task'], found['num_classes'], found['class_names'], found['input_size']) == ('features', 0, None, [3, 57, 83])
@@ -270,6 +269,7 @@ def test_an_unwritable_path_is_refused_before_work(path, message, folder, monkey
     (dict(opset=16), '17 to 23'),
     (dict(opset=24), '17 to 23'),
     (dict(rounds=-1), 'rounds'),
+    (dict(weights='good'), "weights='good'"),
     (dict(class_names=['one']), 'expected 5'),
 ])
 def test_bad_arguments_are_refused_before_work(options, message, folder, monkeypatch):
@@ -360,6 +360,28 @@ def test_outputs_that_are_all_zero_are_remarked(folder):
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
     assert 'zero' in vitzoo.export_onnx(model, folder / 'model.onnx', 16, rounds=0).warnings[0]
+
+
+@pytest.mark.parametrize('name', zoo.FIRST.values())
+def test_weights_are_told_from_how_norms_are_built(name):
+    model = timm.create_model(name)
+    assert exporter._kind_of_weights(model) == exporter._kind_of_weights(vitzoo.DenseBackbone(name)) == 'random'
+    model.train()(torch.randn(2, 3, 224, 224)).sum().backward()
+    torch.optim.SGD(model.parameters(), 1e-4).step()
+    assert exporter._kind_of_weights(model) == 'loaded'
+    assert exporter._kind_of_weights(Tiny()) is None
+
+
+@pytest.mark.parametrize('weights, num_classes, named', [('loaded', 1000, True), ('random', 1000, False), ('loaded', 5, False)])
+def test_published_facts_are_for_published_weights(weights, num_classes, named, folder):
+    model = Tiny()
+    model.head, model.num_classes = nn.Linear(4, num_classes), num_classes
+    model.pretrained_cfg = dict(num_classes=1000, origin_url='there', license='mit', mean=(.5,) * 3, std=(.5,) * 3)
+    found = vitzoo.export_onnx(model, folder / 'model.onnx', 16, rounds=0, weights=weights).metadata
+    assert found['weights'] == weights and (found['class_names'] is not None) == named
+    assert (found['source'], found['license']) == (('there', 'mit') if weights == 'loaded' else (None, None))
+    if named:
+        assert found['class_names'][0].startswith('tench') and len(found['class_names']) == 1000
 
 
 class FakeSession:

@@ -25,7 +25,7 @@ from vitzoo.models.davit import (
 
 OURS = [name for name in timm.list_models('vz_davit_*')]
 SAME_AS_TIMM = {'vz_davit_tiny': 'davit_tiny', 'vz_davit_small': 'davit_small', 'vz_davit_base': 'davit_base',
-                'vz_davit_large': 'davit_large', 'vz_davit_base_fl': 'davit_base_fl'}
+                'vz_davit_large': 'davit_large', 'vz_davit_base_fl': 'davit_base_fl', 'vz_davit_huge_fl': 'davit_huge_fl'}
 
 
 def error(x, y):
@@ -269,6 +269,11 @@ FLORENCE = (
     (r'(spatial|channel)_block\.norm1\.', r'\1_block.\1_attn.norm.'), (r'(spatial|channel)_block\.attn\.', r'\1_block.\1_attn.fn.'),
     (r'spatial_attn', 'window_attn'), (r'\.norm2\.', '.ffn.norm.'), (r'\.mlp\.', '.ffn.fn.net.'),
 )
+TRANSFORMERS = (
+    (r'^stem\.', 'convs.0.'), (r'^stages\.(\d)\.downsample\.', r'convs.\1.'), (r'^stages\.(\d)\.blocks\.', r'blocks.\1.'),
+    (r'\.cpe(\d)\.proj\.', r'.conv\1.'), (r'spatial_block\.attn\.', 'spatial_block.window_attn.'),
+    (r'channel_block\.attn\.', 'channel_block.channel_attn.'), (r'\.mlp\.', '.ffn.'),
+)
 
 
 def publish(model, rules, keep=lambda name: True, prefix=''):
@@ -379,13 +384,21 @@ def test_incomplete_file_is_refused(source):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_florence_file(tmp_path):
+@pytest.mark.parametrize('names, path, others', [
+    (FLORENCE, 'vision_tower.', ('image_projection', 'image_proj_norm.weight', 'language_model.lm_head.weight')),
+    (TRANSFORMERS, 'model.vision_tower.', (
+        'model.multi_modal_projector.image_projection.weight', 'model.language_model.shared.weight', 'lm_head.weight')),
+], ids=['its own code', 'transformers'])
+def test_florence_file(names, path, others, tmp_path):
     source = randomize(timm.create_model('vz_davit_fl_micro', num_classes=0))
-    tower = publish(source, FLORENCE, no_head, 'vision_tower.')
-    rest = {'image_projection': torch.zeros(1), 'image_proj_norm.weight': torch.zeros(1), 'language_model.lm_head.weight': torch.zeros(1)}
+    tower = publish(source, names, no_head, path)
+    assert {f'{path}{name}' for name in ('convs.0.conv.weight', 'blocks.0.0.spatial_block.window_attn.qkv.weight',
+                                         'blocks.3.0.channel_block.ffn.fc1.bias')} <= tower.keys() or names is FLORENCE
+    rest = {name: torch.zeros(1) for name in others}
     model = timm.create_model('vz_davit_fl_micro')
-    bare = {k.removeprefix('vision_tower.'): v for k, v in tower.items()}
-    for state, dropped in ((tower | rest, list(rest)), (tower, []), (bare, [])):
+    bare = {k.removeprefix(path): v for k, v in tower.items()}
+    as_timm = publish(source, (), no_head)
+    for state, dropped in ((tower | rest, list(rest)), (tower, []), (bare, []), (as_timm, [])):
         report = vitzoo.load_checkpoint(model, state)
         assert sorted(report.dropped) == sorted(dropped) and len(report.loaded) == len(tower)
         assert set(report.new) == {k for k in model.state_dict() if k.startswith('head.')}
@@ -403,9 +416,9 @@ def test_florence_file(tmp_path):
 @pytest.mark.parametrize('name, other', [('vz_davit_tiny', 'vz_davit_small'), ('vz_davit_small', 'vz_davit_tiny'),
                                          ('vz_davit_base', 'vz_davit_small'), ('vz_davit_base', 'vz_davit_base_fl')])
 def test_other_sizes_are_refused(name, other):
-    state = {k: v.to('meta') for k, v in publish(on_meta(other), OFFICIAL).items()}
+    state = publish(on_meta(other).to_empty(device='cpu'), OFFICIAL)
     with pytest.raises(ValueError, match='Nothing was loaded'):
-        vitzoo.load_checkpoint(on_meta(name), state)
+        vitzoo.load_checkpoint(on_meta(name).to_empty(device='cpu'), state)
 
 
 def test_files_of_other_families():
@@ -430,9 +443,10 @@ def on_meta(name, **kwargs):
         return timm.create_model(name, **kwargs).eval()
 
 
-def test_parameters_of_florence_s_tower():
-    model = on_meta('vz_davit_base_fl')
-    assert sum(p.numel() for n, p in model.named_parameters() if not n.startswith('head.fc.')) == 90_370_048
+@pytest.mark.parametrize('name, number', [('vz_davit_base_fl', 90_370_048), ('vz_davit_huge_fl', 360_636_416)])
+def test_parameters_of_florence_s_towers(name, number):
+    model = on_meta(name)
+    assert sum(p.numel() for n, p in model.named_parameters() if not n.startswith('head.fc.')) == number
 
 
 @pytest.mark.parametrize('size, least', [(224, 0.002), (512, 0.025), pytest.param((800, 1216), 0.03, marks=pytest.mark.slow)])

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vitzoo.arguments import check_types, show
 from vitzoo.layers import check_image, precision_of
 from vitzoo.weights import LoadReport, load_checkpoint
+from vitzoo.weights.names import unwrapped
 
 from .pyramid import SimpleFeaturePyramid
 
@@ -234,7 +235,8 @@ def _find_levels(model_name: str, body: nn.Module, out_indices: Sequence[int]) -
 
 
 def _inner(body: nn.Module) -> nn.Module:
-    return body.model if isinstance(body, FeatureGetterNet) else body
+    body = unwrapped(body)
+    return unwrapped(body.model) if isinstance(body, FeatureGetterNet) else body
 
 
 def _output_norm(model: nn.Module, out_norm: bool | str) -> Callable[[int], nn.Module]:

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,9 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from ..arguments import check_range, check_types
+from vitzoo_runtime.files import MARK, temporary_name
+
+from ..arguments import check_range, check_types, show
 from ..extras import require
 from ..facts import image_shape, model_name
 from ..profiling.latency import take_turns
@@ -44,6 +45,7 @@ def export_onnx(
         class_names: Sequence[str] | None = None,
         license: str | None = None,
         source: str | None = None,
+        weights: str | None = None,
         rounds: int = 5,
         progress: bool = False,
 ) -> ExportReport:
@@ -56,7 +58,7 @@ def export_onnx(
     difference below 2e-3, which is reported.
 
     The file's metadata (`metadata_props`, each value as JSON) has: model, task ('classification' or 'features'), input_size (C, H, W),
-    mean, std, interpolation, crop_pct, num_classes, class_names, versions, license, source.
+    mean, std, interpolation, crop_pct, num_classes, class_names, versions, weights, license, source.
 
     Args:
         model: any module that maps an image batch to a tensor or a list of tensors; from timm, vitzoo or elsewhere.
@@ -66,8 +68,11 @@ def export_onnx(
         dynamic_batch: accept any batch size; else 1 alone.
         dynamic_size: accept other heights and widths. Quick for convolutional models; attention over windows or regions can take many
             minutes, where opset 17 is the way out. Models that build tables for their size must be exported once per size.
-        class_names: one per class.
-        license, source: of the weights; by default what the model's timm configuration says.
+        class_names: one per class; by default ImageNet's, where the weights are loaded and the model's timm configuration is for as many
+            classes as ImageNet has. Name them if you trained the model on as many others.
+        license, source: of the weights; by default, unless they are random, what the model's timm configuration says.
+        weights: 'loaded' (or trained) or 'random'; by default random where every norm is as it was built, and null in the metadata where
+            there is no norm to tell by.
         rounds: of the latency measurement; 0 for none.
         progress: show a progress bar.
 
@@ -83,6 +88,8 @@ def export_onnx(
     if opset not in OPSETS:
         raise ValueError(f'opset={opset!r}: expected {OPSETS[0]} to {OPSETS[-1]}; 20 suits current runtimes, 17 old ones.')
     check_range(0, 1000, rounds=rounds)
+    if weights not in (None, 'loaded', 'random'):
+        raise ValueError(f"weights={show(weights)}: expected 'loaded', 'random', or None to look at the norms.")
     size = image_shape(model, input_size)
     _refuse(model, 'exportable', 'cannot be exported to ONNX')
     objects = getattr(model, 'objects', False)
@@ -90,9 +97,9 @@ def export_onnx(
         raise ValueError(f'{type(model).__name__} finds objects in one image at a time: expected dynamic_batch=False.')
     if dynamic_size:
         _refuse(model, 'exportable_dynamic_size', 'cannot be exported with dynamic_size=True; export one file per size')
-    weights = 4 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
-    if weights > FILE_LIMIT:
-        raise ValueError(f'{type(model).__name__} takes {weights / 2**30:.1f} GiB in float32: one ONNX file holds less than 2 GiB.')
+    num_bytes = 4 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    if num_bytes > FILE_LIMIT:
+        raise ValueError(f'{type(model).__name__} takes {num_bytes / 2**30:.1f} GiB in float32: one ONNX file holds less than 2 GiB.')
     for module in ('onnx', 'onnxscript', 'onnxruntime'):
         require(module, 'onnx')
     path = Path(path)
@@ -108,7 +115,8 @@ def export_onnx(
         if dynamic_size:
             cases += _cases_at_other_sizes(plain, size, batches, notes)
         names = _output_names(model, cases[0][0])
-        metadata = _metadata(model, size, names, cases[0], class_names, license, source, notes)
+        weights = weights or _kind_of_weights(model)
+        metadata = _metadata(model, size, names, cases[0], class_names, weights, license, source, notes)
 
         step('export')
         with _quiet():
@@ -163,7 +171,7 @@ def _temporary(path: Path):
     """A file next to `path` that is gone at the end, unless it was renamed; made at once, so that a bad path costs no work."""
     if path.is_dir():
         raise ValueError(f'path {str(path)!r} is a folder: expected a file name, e.g. {str(path / "model.onnx")!r}.')
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    temporary = temporary_name(path)
     try:
         temporary.touch(exist_ok=False)
     except OSError as e:
@@ -212,7 +220,7 @@ def _output_names(model: nn.Module, case: Case) -> tuple[str, ...]:
 
 
 def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ...], cases: list[Case],
-              class_names: Sequence[str] | None, license: str | None, source: str | None, notes: list[str]) -> dict:
+              class_names: Sequence[str] | None, weights: str | None, license: str | None, source: str | None, notes: list[str]) -> dict:
     """What goes into the file; remarks for the report go to `notes`."""
     from vitzoo import __version__
     config = next((c for m in model.modules() if (c := getattr(m, 'pretrained_cfg', None))), {})
@@ -225,6 +233,9 @@ def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ..
     num_classes = cases[0].outputs[0].shape[1] if names == ('logits',) else own.get('num_classes', 0)
     if class_names is None:
         class_names = own.get('class_names')
+    if class_names is None and weights == 'loaded' and names == ('logits',) and config.get('num_classes') == num_classes:
+        class_names = _imagenet_names(num_classes)
+    published = config if weights == 'loaded' else {}
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f'class_names has {len(class_names)} entries: expected {num_classes}, one for each class of the model.')
     if not any(o.any() for case in cases for o in case.outputs):
@@ -235,9 +246,29 @@ def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ..
         std=list(data['std']), interpolation=data['interpolation'], crop_pct=data['crop_pct'], num_classes=num_classes,
         class_names=None if class_names is None else [str(name) for name in class_names],
         versions=dict(vitzoo=__version__, torch=str(torch.__version__), timm=timm.__version__, onnx=onnx.__version__),
-        license=license or config.get('license'),
-        source=source or config.get('origin_url') or config.get('hf_hub_id') or config.get('url') or None,
+        weights=weights, license=license or published.get('license'),
+        source=source or published.get('origin_url') or published.get('hf_hub_id') or published.get('url') or None,
     ), **{key: value for key, value in own.items() if key != 'class_names'}}
+
+
+def _kind_of_weights(model: nn.Module) -> str | None:
+    """'random' if every norm is as it was built, which a step of training or a file changes, else 'loaded'; None if there is no norm."""
+    norms = [m for m in model.modules() if 'norm' in type(m).__name__.lower() and isinstance(getattr(m, 'weight', None), torch.Tensor)]
+    if not norms:
+        return None
+    # some start at 0, so that a branch adds nothing
+    built = (((m.weight == 1) | (m.weight == 0)).all() and (getattr(m, 'bias', None) is None or not m.bias.any()) for m in norms)
+    return 'random' if all(built) else 'loaded'
+
+
+def _imagenet_names(num_classes: int) -> list[str] | None:
+    """Names of ImageNet's classes, if it has a subset with as many."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+    subset = infer_imagenet_subset({'num_classes': num_classes})
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(i) for i in range(info.num_classes())]
 
 
 def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opset: int, dynamic_batch: bool, dynamic_size: bool,
@@ -268,6 +299,7 @@ def _write(proto, metadata: dict, path: Path) -> None:
     _drop_notes(proto.graph.node)
     for function in proto.functions:
         _drop_notes(function.node)
+    proto.doc_string = MARK
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
     path.write_bytes(proto.SerializeToString())
 

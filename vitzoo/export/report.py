@@ -1,6 +1,8 @@
 """What `vitzoo.export_onnx` found out about the file it wrote."""
 from dataclasses import asdict, dataclass, field
 
+from vitzoo_runtime.terminal import printable
+
 from .verify import Check
 
 
@@ -37,17 +39,19 @@ class ExportReport:
         return {**asdict(self), 'max_error': self.max_error}
 
     def __rich__(self):
+        from rich.markup import escape
         from rich.table import Table
-        table = Table(title=f'{self.model} in ONNX', show_header=False)
-        table.add_row('file', f'{self.path}, {self.file_size / 1e6:.1f} MB')
+        table = Table(title=escape(f'{printable(self.model)} in ONNX'), show_header=False)
+        table.add_row('file', f'{escape(printable(self.path, 1000))}, {self.file_size / 1e6:.1f} MB')
         table.add_row('graph', f'{self.nodes} nodes, opset {self.opset}, {self.exporter} exporter')
         table.add_row('input', f'image, (C, H, W) = {self.input_size}')
         table.add_row('outputs', ', '.join(self.outputs))
+        table.add_row('weights', self.metadata.get('weights') or 'not known whether random')
         for c in self.checks:
             table.add_row(f'difference at batch {c.batch}, {c.height}x{c.width}', f'{max(c.errors.values()):.1e} of the largest value')
         if self.latency_ms:
             pytorch, ort = self.latency_ms['pytorch'], self.latency_ms['onnxruntime']
             table.add_row('latency, 1 thread', f'PyTorch {pytorch:.2f} ms, ONNX Runtime {ort:.2f} ms ({pytorch / ort:.2f}x)')
         for warning in self.warnings:
-            table.add_row('[yellow]warning', warning)
+            table.add_row('[yellow]warning', escape(printable(warning, 1000)))
         return table

@@ -1,19 +1,57 @@
 """Layers folded into the one before them, for inference: what the `fuse()` of the families' modules is made of.
 
-Each function returns what stands in the place of its arguments, and leaves alone what is folded already.
+Each function returns what stands in the place of its arguments, and leaves alone what is folded already. Where a layer is more than its
+weight (adapters, hooks, parametrisations) it raises ValueError before anything has changed.
 """
+import copy
+
 import torch
 from timm.layers import LayerScale
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from .nhwc import WithIdentity, identity_kernel
+from .plain import require_bare, require_plain
 
 
+def batch_norm_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and shift (C,) of a batch norm in inference, or of what training tools put in its place; None for other modules."""
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d) or norm.running_mean is None:
+        return None
+    require_bare(norm)
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+@torch.no_grad()
 def fold_batch_norm(layer: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
     """A convolution or linear layer and the batch norm behind it -> one that does both, and an identity."""
-    if not isinstance(norm, nn.BatchNorm2d):
+    affine = batch_norm_affine(norm)
+    if affine is None:
         return layer, norm
-    fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
-    return fuse(layer, norm), nn.Identity()
+    require_plain(nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear, layer)
+    scale, shift = affine
+    fused = copy.copy(layer)  # the parameters of the layer itself stay
+    fused._parameters = dict(layer._parameters)
+    fused.weight = nn.Parameter(layer.weight * scale.view(-1, *(1,) * (layer.weight.ndim - 1)), requires_grad=False)
+    fused.bias = nn.Parameter(shift if layer.bias is None else layer.bias * scale + shift, requires_grad=False)
+    return fused, nn.Identity()
+
+
+@torch.no_grad()
+def fold_norm_before(norm: nn.Module, linear: nn.Linear) -> nn.Module:
+    """Fold a batch norm into the linear layer behind it, in place -> an identity for the norm."""
+    affine = batch_norm_affine(norm)
+    if affine is None:
+        return norm
+    require_plain(nn.Linear, linear)
+    scale, shift = affine
+    linear.bias += linear.weight @ shift
+    linear.weight *= scale
+    return nn.Identity()
 
 
 @torch.no_grad()
@@ -21,6 +59,23 @@ def fold_layer_scale(linear: nn.Linear, scale: nn.Module) -> nn.Module:
     """Scale a linear layer, in place, by the layer scale behind it -> an identity for the scale."""
     if not isinstance(scale, LayerScale):
         return scale
+    require_bare(scale)
+    require_plain(nn.Linear, linear)
     linear.weight *= scale.gamma[:, None]
     linear.bias *= scale.gamma
     return nn.Identity()
+
+@torch.no_grad()
+def fold_identity(conv: nn.Conv2d) -> nn.Conv2d:
+    """Keep the sum of kernel and identity, which `residual_conv` then need not make (inference only).
+
+    Raises ValueError if the convolution is more than its weight.
+    """
+    if type(conv) is WithIdentity:
+        return conv
+    require_plain(nn.Conv2d, conv)
+    folded = WithIdentity(conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding, groups=conv.groups,
+                          bias=conv.bias is not None, device='meta').train(conv.training)
+    folded.weight = nn.Parameter(conv.weight + identity_kernel(*conv.kernel_size, like=conv.weight), requires_grad=False)
+    folded.bias = conv.bias
+    return folded

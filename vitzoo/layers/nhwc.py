@@ -1,45 +1,47 @@
-"""Layers on channels-last maps (B, H, W, C).
+"""Layers for NCHW called on channels-last maps (B, H, W, C).
 
-Their convolutions see a permuted view, never a copy, and answer in the same memory order. Linear layers rely on that order;
-where one follows a convolution, `.contiguous()` states it, and copies only on a backend whose convolutions answer otherwise.
+They see a permuted view, never a copy, and answer in the same memory order. Linear layers rely on that order; where one follows a
+convolution, `.contiguous()` states it, and copies only on a backend whose convolutions answer otherwise.
 """
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.models import register_notrace_module
+
+from .plain import is_plain
+from .tables import per_size
 
 
-@register_notrace_module
-class BatchNormNhwc(nn.BatchNorm2d):
-    """Batch normalisation of a (B, H, W, C) map."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def on_nchw(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A convolution or batch norm, or what stands in its place, of a map (B, H, W, C) -> (B, H', W', C')."""
+    return x if type(layer) is nn.Identity else layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class ResidualDwConv(nn.Conv2d):
-    """x + depthwise 3x3 (x) on a (B, H, W, C) map, as one convolution: the identity is added to the kernel's centre tap.
+def channels_last(image: torch.Tensor) -> torch.Tensor:
+    """The image (B, C, H, W) with its channels last in memory."""
+    return image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # torch.func.vmap knows no memory formats
 
-    Adding to the kernel instead of the map spares one pass over the map; `fuse()` spares the addition to the kernel too.
+
+@per_size
+def identity_kernel(height: int, width: int) -> np.ndarray:
+    """The kernel (1, 1, height, width) of a depthwise convolution that changes nothing; odd sides."""
+    kernel = np.zeros((1, 1, height, width), np.float32)
+    kernel[..., height // 2, width // 2] = 1
+    return kernel
+
+
+class WithIdentity(nn.Conv2d):
+    """A depthwise convolution to whose kernel the identity was added (`fold_identity`)."""
+
+
+def residual_conv(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """x + conv(x) of a (B, H, W, C) map, for a depthwise convolution that keeps the size.
+
+    One convolution: the identity is added to the kernel instead of the map, which spares a pass over the map.
     """
-
-    def __init__(self, dim: int, device=None, dtype=None):
-        super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
-        self.register_buffer('identity', torch.empty(1, 1, 3, 3, device=device, dtype=dtype), persistent=False)
-        self.init_non_persistent_buffers()
-
-    def init_non_persistent_buffers(self) -> None:
-        """Fill what no checkpoint holds (timm's hook for models that were built on the meta device)."""
-        nn.init.dirac_(self.identity)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight if self.identity is None else self.weight + self.identity
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias, padding=1, groups=self.groups).permute(0, 2, 3, 1)
-
-    @torch.no_grad()
-    def fuse(self) -> nn.Module:
-        """Keep the sum as the kernel (inference only)."""
-        if self.identity is not None:
-            self.weight += self.identity
-            self.identity = None
-        return self
+    if type(conv) is WithIdentity:
+        return on_nchw(conv, x)
+    if not is_plain(conv, nn.Conv2d):
+        return x + on_nchw(conv, x)
+    weight = conv.weight + identity_kernel(*conv.kernel_size, like=conv.weight)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, conv.bias, padding=conv.padding, groups=conv.groups).permute(0, 2, 3, 1)

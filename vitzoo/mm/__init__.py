@@ -1,7 +1,7 @@
 """The OpenMMLab bridge: `type='vitzoo.Backbone'` in MMDetection, MMSegmentation and plain MMEngine.
 
 Import it before mmdet or mmseg. Importing it registers our backbone, classifier, hooks and what else configs name under the scope `vitzoo`,
-lets mmcv-lite do without a compiler (`vitzoo.mm.ops`) and lets checkpoints of mmengine's Runner be read safely (`vitzoo.mm.safe_load`).
+lets mmcv-lite do without a compiler (`vitzoo.mm.ops`) and has mmengine read checkpoints by our reader (`vitzoo.mm.safe_load`).
 """
 from vitzoo.extras import require
 
@@ -15,13 +15,16 @@ from .hooks import ProgressBarHook, ReseedHook, keep_worker_seed  # noqa: E402
 from .losses import ClassDiceLoss  # noqa: E402
 from .ops import activate  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
-from .safe_load import allow_runner_checkpoints  # noqa: E402
+from .safe_load import allow_runner_checkpoints, check_resumable, read_for_mmengine  # noqa: E402
 from .samplers import RepeatAugSampler  # noqa: E402
+from .whole import check_load_from, load_whole  # noqa: E402
 
 activate()
 allow_runner_checkpoints()
+read_for_mmengine()
 
 __all__ = [
     'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'FSDPStrategy', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook',
-    'RepeatAugSampler', 'ReseedHook', 'config_path', 'keep_worker_seed', 'set_backbone', 'setup',
+    'RepeatAugSampler', 'ReseedHook', 'check_load_from', 'check_resumable', 'config_path', 'keep_worker_seed', 'load_whole', 'set_backbone',
+    'setup',
 ]

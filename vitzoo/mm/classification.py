@@ -22,6 +22,7 @@ from vitzoo.dense.backbone import check_model_name
 from vitzoo.layers import check_rates
 from vitzoo.registry import DATASETS, METRICS, MODELS
 from vitzoo.weights import load_checkpoint
+from vitzoo.weights.files import meta_of
 
 from .safe_load import read_content
 
@@ -159,8 +160,9 @@ def init_classifier(config: str | os.PathLike | Config, checkpoint: str | os.Pat
         load_checkpoint(model.model, content)
     except ValueError as e:
         raise ValueError(f'{checkpoint} does not fit the config: {e}') from e
-    meta = (content.get('meta') or {}).get('dataset_meta') or {}
-    model.dataset_meta = {'classes': meta.get('classes') or [str(i) for i in range(model.model.num_classes)]}
+    meta = meta_of(content).get('dataset_meta')
+    classes = meta.get('classes') if isinstance(meta, dict) else None
+    model.dataset_meta = {'classes': classes or [str(i) for i in range(model.model.num_classes)]}
     model.transform = create_transform(**{key: value for key, value in data.items() if key not in ('type', 'root')})
     return model.to(device).eval()
 

@@ -10,7 +10,7 @@ from timm.models._features_fx import FeatureGraphNet
 
 from ..arguments import check_types, show
 from ..layers import check_indices
-from ..weights.files import StateDict
+from ..weights.files import StateDict, unwrap
 from ..weights.layout import BESIDE_MODEL, Layout, convert, keep_counters, strip_prefixes
 from ..weights.load import load_checkpoint
 
@@ -25,7 +25,7 @@ class PublishedWeights:
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     """Any layout of the model's family to ours, in the form that timm's builder wants where it reads by itself (`hf-hub:` names)."""
-    conversion, own = convert(strip_prefixes(state, model), model), model.state_dict()
+    conversion, own = convert(strip_prefixes(unwrap(state), model), model), model.state_dict()
     state = {name: value for name, value in conversion.state.items() if not BESIDE_MODEL.match(name)}
     return keep_counters({**{name: own[name] for name in conversion.new}, **state}, model)
 

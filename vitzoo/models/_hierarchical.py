@@ -7,7 +7,7 @@ from timm.layers import ClassifierHead
 from timm.models._manipulate import checkpoint_seq
 
 from ..arguments import check_types
-from ..layers import check_choice, check_image, check_indices, check_options, precision_of
+from ..layers import check_choice, check_image, check_indices, check_options, precision_of, specialize_size
 from ._builder import PublishedWeights
 
 
@@ -48,7 +48,7 @@ class Hierarchical(PublishedWeights, nn.Module):
     Raises:
         ValueError: on values that no model can mean.
     """
-    final = 'norm'  # name of the module between the last stage and the head, (B, H, W, C) in and out
+    final = 'norm'  # name of the module between the last stage and the head
 
     # facts that the rest of the package reads; a family states those that are otherwise
     columnar = False  # maps of one stride
@@ -80,6 +80,8 @@ class Hierarchical(PublishedWeights, nn.Module):
     def check_input(self, x: torch.Tensor) -> None:
         """Raise ValueError on an image that the model does not take."""
         check_image(x, self.in_chans, self.min_input_size, precision_of(self))
+        if hasattr(self, 'exportable_dynamic_size'):
+            specialize_size(x)
 
     def make_head(self, **factory_kwargs) -> nn.Module:
         """The classifier on the NCHW features: `global_pool` (with `feat_mult`) and `fc`."""
@@ -136,6 +138,10 @@ class Hierarchical(PublishedWeights, nn.Module):
         """One stage, for families whose stages need more than the map."""
         return stage(x)
 
+    def forward_final(self, x: torch.Tensor) -> torch.Tensor:
+        """What lies between the last stage and the head, (B, H, W, C) in and out."""
+        return getattr(self, self.final)(x)
+
     def forward_intermediates(
             self,
             x: torch.Tensor,
@@ -171,7 +177,7 @@ class Hierarchical(PublishedWeights, nn.Module):
         if intermediates_only:
             return intermediates
         if i == len(self.stages) - 1:
-            x = getattr(self, self.final)(x)
+            x = self.forward_final(x)
         return x.permute(0, 3, 1, 2), intermediates
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
@@ -193,7 +199,7 @@ class Hierarchical(PublishedWeights, nn.Module):
         x = self.stem(x)
         for stage in self.stages:
             x = self.forward_stage(stage, x, image_size)
-        return getattr(self, self.final)(x).permute(0, 3, 1, 2)
+        return self.forward_final(x).permute(0, 3, 1, 2)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         return self.head(x, pre_logits=pre_logits)

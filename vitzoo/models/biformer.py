@@ -18,7 +18,7 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
 from ..arguments import check_range, check_types
-from ..layers import MOST, BatchNormNhwc, Gelu, ResidualDwConv, check_ratios, check_stages, fold_batch_norm, per_size
+from ..layers import MOST, Gelu, check_ratios, check_stages, fold_batch_norm, fold_identity, on_nchw, per_size, require_plain, residual_conv
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -108,11 +108,12 @@ def masking_pays(M: int, P: int, topk: int, max_masked: int) -> bool:
 def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1, fused: bool = True) -> torch.Tensor:
     """x (B, H, W, C) plus what attention gave for its regions, (B * M, heads, P, d).
 
-    fused: the sum itself reads the regions in the order of the map, through a transpose of rank 7, at which ONNX Runtime is slow.
+    fused: the sum itself reads the regions in the order of the map, through a transpose of rank 7, at which ONNX Runtime is slow, and
+    which compilers, who fuse by themselves, take long to understand.
     """
     B, H, W, C = x.shape
     heads, h, w = y.shape[1], H // rows, W // cols
-    if not fused:
+    if not fused or torch.compiler.is_compiling():
         y = y.transpose(1, 2).flatten(2)
         return x + (y.unflatten(1, (H, W)) if rows == cols == 1 else to_map(y, rows, cols, h))
     # the sum takes the memory layout of its first operand
@@ -152,14 +153,9 @@ class Router(nn.Module):
         return torch.bmm(q, k.transpose(1, 2)).topk(self.topk, sorted=False).indices
 
 
-class Lepe(nn.Conv2d):
-    """Local position encoding: depthwise 5x5 convolution of a (B, H, W, C) map."""
-
-    def __init__(self, dim: int, device=None, dtype=None):
-        super().__init__(dim, dim, kernel_size=5, padding=2, groups=dim, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def make_lepe(dim: int, device=None, dtype=None) -> nn.Conv2d:
+    """Local position encoding: a depthwise 5x5 convolution."""
+    return nn.Conv2d(dim, dim, kernel_size=5, padding=2, groups=dim, device=device, dtype=dtype)
 
 
 class DeployableAttention(nn.Module):
@@ -168,9 +164,13 @@ class DeployableAttention(nn.Module):
     fused = True  # see `add_attention`
 
     def deploy(self, runtime: str) -> nn.Module:
-        """A product each for queries, keys and values, since views of one would be copies, and transposes of low rank."""
+        """A product each for queries, keys and values, since views of one would be copies, and transposes of low rank.
+
+        Raises ValueError if the layer is more than its weight.
+        """
         layer = getattr(self, self.projection)
-        if type(layer) is nn.Linear:  # adapters and quantised layers are more than their weight
+        if not isinstance(layer, nn.ModuleList):
+            require_plain(nn.Linear, layer)
             setattr(self, self.projection, split_linear(layer, 3))
         self.fused = False
         return self
@@ -193,7 +193,7 @@ class RoutingAttention(DeployableAttention):
         self.n_win = n_win
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.router = Router(topk)
-        self.lepe = Lepe(dim, **dd)
+        self.lepe = make_lepe(dim, **dd)
         self.wo = nn.Linear(dim, dim, **dd)
 
     def grid(self, H: int, W: int) -> tuple[int, int, int, int]:
@@ -208,13 +208,13 @@ class RoutingAttention(DeployableAttention):
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             q, k, v = project(self.qkv, x)
             chosen = self.router(region_means(q, h, w), region_means(k, h, w))
-            y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
-            y = add_attention(self.lepe(v), y, fused=self.fused)
+            y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads)
+            y = add_attention(on_nchw(self.lepe, v.contiguous()), y, fused=self.fused)
         else:
             q, k, v = project(self.qkv, to_regions(x, rows, cols))
             chosen = self.router(*(m.detach().mean(1).view(B, rows * cols, C) for m in (q, k)))
             y = attend_gathered(q, k, v, chosen, self.num_heads)
-            y = add_attention(self.lepe(to_map(v, rows, cols, h)), y, rows, cols, self.fused)
+            y = add_attention(on_nchw(self.lepe, to_map(v, rows, cols, h)), y, rows, cols, self.fused)
         return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 
@@ -236,7 +236,7 @@ class NchwRoutingAttention(DeployableAttention):
         self.n_win = n_win
         self.qkv_linear = nn.Linear(dim, 3 * dim, **dd)  # names that keep the two generations' files apart
         self.router = Router(topk)
-        self.lepe = Lepe(dim, **dd)
+        self.lepe = make_lepe(dim, **dd)
         self.output_linear = nn.Linear(dim, dim, **dd)
 
     def grid(self, H: int, W: int) -> tuple[int, int, int, int]:
@@ -251,16 +251,12 @@ class NchwRoutingAttention(DeployableAttention):
         chosen = self.router(region_means(q, h, w), region_means(k, h, w))
         q, k, v = (complete(m, h, w) for m in (q, k, v))
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
-            y = attend_masked(q, k, v, chosen, _regions(rows, cols, h, w, x.device), self.num_heads)
-            y = add_attention(self.lepe(v), y, fused=self.fused)
+            y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads)
+            y = add_attention(on_nchw(self.lepe, v.contiguous()), y, fused=self.fused)
         else:
             y = attend_gathered(*(to_regions(m, rows, cols) for m in (q, k, v)), chosen, self.num_heads)
-            y = add_attention(self.lepe(v), y, rows, cols, self.fused)
+            y = add_attention(on_nchw(self.lepe, v.contiguous()), y, rows, cols, self.fused)
         return self.output_linear(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
-
-
-def _regions(rows: int, cols: int, h: int, w: int, device: torch.device) -> torch.Tensor:
-    return region_of_pixel(int(rows), int(cols), int(h), int(w)).to(device)
 
 
 @register_notrace_module
@@ -276,13 +272,13 @@ class Attention(DeployableAttention):
         self.num_heads = 8  # of every published width
         self.lepe_of_values = lepe_of_values
         self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
-        self.lepe = Lepe(dim, **dd)
+        self.lepe = make_lepe(dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = project(self.qkv, x)
         y = F.scaled_dot_product_attention(*(split_heads(m.flatten(1, 2), self.num_heads) for m in qkv))
-        return self.proj(add_attention(self.lepe(qkv[2] if self.lepe_of_values else x), y, fused=self.fused))
+        return self.proj(add_attention(on_nchw(self.lepe, qkv[2].contiguous() if self.lepe_of_values else x), y, fused=self.fused))
 
 
 class Block(nn.Module):
@@ -291,7 +287,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, pos_embed: bool, drop_path: float, device=None, dtype=None):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.pos_embed = ResidualDwConv(dim, **dd) if pos_embed else nn.Identity()
+        self.pos_embed = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, **dd) if pos_embed else None
         self.norm1 = LayerNorm(dim, **dd)
         self.attn = attn
         self.norm2 = LayerNorm(dim, **dd)
@@ -299,11 +295,18 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pos_embed(x)
+        if self.pos_embed is not None:
+            x = residual_conv(self.pos_embed, x)
         # the sums take the memory layout of their first operand: channels last
         x = self.drop_path(self.attn(self.norm1(x))) + x
         x = self.drop_path(self.mlp(self.norm2(x))) + x
         return x
+
+    def fuse(self) -> nn.Module:
+        """Add the identity to the kernel of the position embedding (inference only)."""
+        if self.pos_embed is not None:
+            self.pos_embed = fold_identity(self.pos_embed)
+        return self
 
 
 class ConvNorm(nn.Module):
@@ -335,12 +338,11 @@ class NormConv(nn.Module):
     def __init__(self, in_dim: int, dim: int, pad: bool, device=None, dtype=None):
         super().__init__()
         self.multiple = 2 if pad else 1
-        self.norm = BatchNormNhwc(in_dim, device=device, dtype=dtype)
+        self.norm = nn.BatchNorm2d(in_dim, device=device, dtype=dtype)
         self.conv = nn.Conv2d(in_dim, dim, kernel_size=2, stride=2, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = complete(self.norm(x), self.multiple, self.multiple)
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return on_nchw(self.conv, complete(on_nchw(self.norm, x), self.multiple, self.multiple))
 
 
 class Stem(nn.Sequential):
@@ -482,7 +484,7 @@ class BiFormer(Hierarchical):
             blocks = [Block(dim, make_attention(dim, topks[i]), mlp_ratio, not swin_layout, rate, **dd) for rate in drop_path[i]]
             stages.append(Stage(downsample, blocks))
         self.stages = nn.Sequential(*stages)
-        self.norm = BatchNormNhwc(embed_dims[-1], **dd)
+        self.norm = nn.BatchNorm2d(embed_dims[-1], **dd)
         self.build_head(**dd)
         self._init_weights()
 
@@ -493,6 +495,9 @@ class BiFormer(Hierarchical):
                 trunc_normal_(module.weight, std=.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def forward_final(self, x: torch.Tensor) -> torch.Tensor:
+        return on_nchw(self.norm, x)
 
     @property
     def min_input_size(self) -> tuple[int, int]:

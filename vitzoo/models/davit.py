@@ -18,7 +18,7 @@ from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
 from ..arguments import check_types
-from ..layers import Gelu, ResidualDwConv, check_pair, check_ratios, check_stages
+from ..layers import Gelu, channels_last, check_pair, check_ratios, check_stages, fold_identity, is_plain, on_nchw, residual_conv
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -38,7 +38,7 @@ def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
         x = F.pad(x, (0, 0, 0, (w - W % w) % w, 0, (h - H % h) % h))
         H, W = x.shape[1:3]
     # rank 4, with whole rows of a window as the last axis
-    return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).contiguous().view(B, -1, h * w, C)
+    return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).contiguous().view(B, (H // h) * (W // w), h * w, C)
 
 
 @register_notrace_function
@@ -63,16 +63,17 @@ class ConvPosEnc(nn.Module):
 
     def __init__(self, dim: int, act: bool = False, device=None, dtype=None):
         super().__init__()
+        self.proj = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
         self.act = Gelu() if act else None
-        if act:
-            self.proj = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, device=device, dtype=dtype)
-        else:
-            self.proj = ResidualDwConv(dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.act is not None:
-            return x + self.act(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        return self.proj(x)
+        return residual_conv(self.proj, x) if self.act is None else x + self.act(on_nchw(self.proj, x))
+
+    def fuse(self) -> nn.Module:
+        """Add the identity to the kernel (inference only)."""
+        if self.act is None:
+            self.proj = fold_identity(self.proj)
+        return self
 
 
 class WindowAttention(nn.Module):
@@ -89,7 +90,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, M, L, C = x.shape
-        qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, -1).transpose(1, 2)
+        qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, C // self.num_heads).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=1)  # (B * M, heads, h * w, d) each
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
@@ -143,13 +144,12 @@ class ChannelAttention(nn.Module):
         scale = (N if self.v2 else C // g) ** -0.5
         roles = (0, 1, 2) if self.v2 else (1, 2, 0)  # rows of the map, its columns, values
         x = x.view(B, N, C)
-        # adapters and quantised layers are more than their weight
-        if N > C and type(self.qkv) is type(self.proj) is nn.Linear:
+        if N > C and is_plain(self.qkv, nn.Linear) and is_plain(self.proj, nn.Linear):
             return self._forward_merged(x, roles, scale).view(B, H, W, C)
-        qkv = self.qkv(x).view(B, N, 3, g, -1).permute(2, 0, 3, 1, 4).contiguous().view(3, B * g, N, -1)
+        qkv = self.qkv(x).view(B, N, 3, g, C // g).permute(2, 0, 3, 1, 4).contiguous().view(3, B * g, N, C // g)
         left, right, values = (qkv[i] for i in roles)
         x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale, self.fused).transpose(1, 2))
-        return self.proj(x.view(B, g, N, -1).transpose(1, 2).contiguous().view(B, H, W, C))
+        return self.proj(x.view(B, g, N, C // g).transpose(1, 2).contiguous().view(B, H, W, C))
 
     def _forward_merged(self, x: torch.Tensor, roles: tuple[int, int, int], scale: float) -> torch.Tensor:
         """The same, (B, N, C) in and out, for more positions than channels: nothing of size N * C is copied or made in vain.
@@ -159,9 +159,9 @@ class ChannelAttention(nn.Module):
         B, N, C = x.shape
         g = self.num_heads
         weights, biases = self.qkv.weight.view(3, C, C), self.qkv.bias.view(3, C)
-        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i], self.fused).view(B * g, -1, N) for i in roles[:2])
+        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i], self.fused).view(B * g, C // g, N) for i in roles[:2])
         A = channel_map(left, right.transpose(1, 2), scale, self.fused)
-        proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, -1, C)
+        proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, C // g, C)
         merged = torch.bmm(A.transpose(1, 2), proj).view(B, C, C)
         weight, bias = weights[roles[2]], biases[roles[2]]
         if (N - C) * C * C < MIN_SAVED_MACS:
@@ -234,9 +234,9 @@ class Downsample(nn.Module):
             if H % 2 or W % 2 or torch.jit.is_tracing():
                 x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))  # after the norm: with zeros, not with its bias
             traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for any batch
-            if not traced and x.numel() < self.conv.weight.numel():
+            if not traced and x.numel() < self.conv.weight.numel() and is_plain(self.conv, nn.Conv2d):
                 return self._forward_linear(x)
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return on_nchw(self.conv, x)
 
     def _forward_linear(self, x: torch.Tensor) -> torch.Tensor:
         """The 2x2 convolution as a linear layer of 2x2 pixels: less work where the map is smaller than the kernel's reordering."""
@@ -255,7 +255,7 @@ class Stem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # from here on every map lies channels last in memory; the published padding to a multiple of 4 is within the convolution's own
-        return self.norm(self.conv(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
+        return self.norm(self.conv(channels_last(x)).permute(0, 2, 3, 1))
 
 
 class NormClassifierHead(ClassifierHead):
@@ -297,26 +297,27 @@ CLASSIFIER = Layout(
     own_marker=r'\.cpe1\.proj\.',
     rules=(*_BLOCKS, (r'^norms\.', 'head.norm.'), (r'^head\.(weight|bias)$', r'head.fc.\1')),
 )
-# the image tower of Florence-2, alone or in the whole model
+# the image tower of Florence-2, alone or in the whole model, as its own code names it and as transformers does
 FLORENCE = Layout(
-    name='the image tower of Florence-2: use vz_davit_base_fl',
-    marker=r'\.(window|channel)_attn\.fn\.',
+    name='the image tower of Florence-2: use vz_davit_base_fl or vz_davit_huge_fl',
+    marker=r'\.(window|channel)_attn\.(fn|qkv)\.',
     rules=(
         (r'^(?!(vision_tower\.)?(convs|blocks)\.)', None),
         (r'^vision_tower\.', ''),
-        (r'^convs\.0\.proj\.', 'stem.conv.'),
-        (r'^convs\.0\.norm\.', 'stem.norm.'),
-        (r'^convs\.(\d)\.proj\.', r'stages.\1.downsample.conv.'),
-        (r'^convs\.(\d)\.norm\.', r'stages.\1.downsample.norm.'),
+        (r'^convs\.(\d)\.proj\.', r'convs.\1.conv.'),
+        (r'^convs\.0\.', 'stem.'),
+        (r'^convs\.(\d)\.', r'stages.\1.downsample.'),
         (r'^blocks\.(\d)\.', r'stages.\1.blocks.'),
-        (r'\.conv(\d)\.fn\.dw\.', r'.cpe\1.proj.'),
+        (r'\.conv(\d)\.(fn\.dw\.)?', r'.cpe\1.proj.'),
         (r'\.(window|channel)_attn\.norm\.', '.norm1.'),
-        (r'\.(window|channel)_attn\.fn\.', '.attn.'),
+        (r'\.(window|channel)_attn\.(fn\.)?', '.attn.'),
         (r'\.ffn\.norm\.', '.norm2.'),
-        (r'\.ffn\.fn\.net\.', '.mlp.'),
+        (r'\.ffn\.(fn\.net\.)?', '.mlp.'),
     ),
     new=r'^head\.',
 )
+# the same in our names, which are timm's
+TOWER = Layout(name=FLORENCE.name, marker=r'\.spatial_block\.', absent=r'^head\.fc\.', ours=True, new=r'^head\.')
 
 
 class DaViT(Hierarchical):
@@ -338,7 +339,7 @@ class DaViT(Hierarchical):
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = (DENSE, CLASSIFIER, FLORENCE)
+    layouts = (DENSE, CLASSIFIER, FLORENCE, TOWER)
     dense_norm_eps = 1e-5  # of norm0 to norm3 of the published dense backbones
 
     @check_types
@@ -409,6 +410,12 @@ def _hub(hf_hub_id: str, **kwargs) -> dict:
         license='apache-2.0 (timm\'s conversion; the source is MIT)', **kwargs)
 
 
+def _tower(hf_hub_id: str) -> dict:
+    return _cfg(
+        hf_hub_id=hf_hub_id, input_size=(3, 768, 768), pool_size=(24, 24), license='mit',
+        description='image tower without a classifier: `head` stays as it was initialised')
+
+
 default_cfgs = generate_default_cfgs({
     'vz_davit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
     'vz_davit_fl_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
@@ -417,9 +424,8 @@ default_cfgs = generate_default_cfgs({
     'vz_davit_base.msft_in1k': _hub('timm/davit_base.msft_in1k'),
     'vz_davit_large.untrained': _cfg(
         input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=0.9, description='weights were announced and never released'),
-    'vz_davit_base_fl.msft_florence2': _cfg(
-        hf_hub_id='microsoft/Florence-2-base', input_size=(3, 768, 768), pool_size=(24, 24), license='mit',
-        description='image tower without a classifier: `head` stays as it was initialised'),
+    'vz_davit_base_fl.msft_florence2': _tower('microsoft/Florence-2-base'),
+    'vz_davit_huge_fl.msft_florence2': _tower('microsoft/Florence-2-large'),
 })
 
 _BASE = dict(embed_dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32))
@@ -433,6 +439,7 @@ VARIANTS = {
     'vz_davit_base': _BASE,
     'vz_davit_large': dict(embed_dims=(192, 384, 768, 1536), depths=(1, 1, 9, 1), num_heads=(6, 12, 24, 48), window_size=12),
     'vz_davit_base_fl': {**_BASE, **_FLORENCE},
+    'vz_davit_huge_fl': dict(embed_dims=(256, 512, 1024, 2048), depths=(1, 1, 9, 1), num_heads=(8, 16, 32, 64), **_FLORENCE),
 }
 
 
@@ -480,3 +487,9 @@ def vz_davit_large(pretrained: bool = False, **kwargs) -> DaViT:
 def vz_davit_base_fl(pretrained: bool = False, **kwargs) -> DaViT:
     """Image tower of Florence-2-base: 90.4 M parameters without the classifier, for which no weights exist."""
     return _create_davit('vz_davit_base_fl', pretrained, **kwargs)
+
+
+@register_model
+def vz_davit_huge_fl(pretrained: bool = False, **kwargs) -> DaViT:
+    """Image tower of Florence-2-large: 360.6 M parameters without the classifier, for which no weights exist."""
+    return _create_davit('vz_davit_huge_fl', pretrained, **kwargs)

@@ -10,8 +10,10 @@ docstring of `LookupViT`.
 Shapes: B batch, H W image, h w map of patches, N = h * w lookup tokens, M compressed tokens, D channels, heads with d channels each.
 """
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
-    ConvNormAct,
     DropPath,
     LayerNorm,
     Mlp,
@@ -30,6 +31,7 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.models import generate_default_cfgs, register_model, register_notrace_function
+from timm.models._input import update_model_args
 from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
@@ -43,9 +45,14 @@ from ..layers import (
     check_pair,
     check_ratios,
     check_token_pool,
+    is_plain,
     per_size,
     precision_of,
+    require_bare,
+    require_plain,
+    specialize_size,
 )
+from ..weights.adapt import Positions
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
@@ -85,7 +92,7 @@ def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bi
     if size == new_size:
         return x
     B, _, D = x.shape
-    rows, cols = (resize_matrix(int(n), int(m), kernel).to(x) for n, m in zip(size, new_size, strict=True))
+    rows, cols = (resize_matrix(n, m, kernel, like=x) for n, m in zip(size, new_size, strict=True))
     (h, w), (m, n) = size, new_size
     x = torch.matmul(rows, x.reshape(B, h, w * D))
     x = torch.matmul(cols, x.reshape(B * m, w, D))
@@ -120,7 +127,7 @@ def make_tokens(
 
     grid_size and table_size are those of the two position tables, size that of the compressed map.
     """
-    h, w = (int(n) for n in features.shape[2:])
+    h, w = features.shape[2:]
     features = features.flatten(2).transpose(1, 2).contiguous()
     lookup = features + resize_table(pos_embed, grid_size, (h, w), 'bicubic')
     compressed = resize_tokens(features, (h, w), size)
@@ -136,7 +143,8 @@ def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
 def merge_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B * heads, T, d) -> (B, T, D)."""
     T, d = x.shape[1:]
-    return x.view(-1, num_heads, T, d).transpose(1, 2).contiguous().view(-1, T, num_heads * d)
+    B = x.shape[0] // num_heads
+    return x.view(B, num_heads, T, d).transpose(1, 2).contiguous().view(B, T, num_heads * d)
 
 
 class Gather(nn.Module):
@@ -168,7 +176,7 @@ class Gather(nn.Module):
         q = split_heads(q if self.scale == 1 else q * self.scale, self.num_heads)
         k = split_heads(self.k_norm(self.k(lookup)), self.num_heads)
         attention = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
-        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M:
+        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M and is_plain(self.v, nn.Linear):
             gathered = self._gather_then_project(attention.view(B, self.num_heads * M, N), lookup)
         else:
             gathered = merge_heads(torch.bmm(attention, split_heads(self.v(lookup), self.num_heads)), self.num_heads)
@@ -177,13 +185,16 @@ class Gather(nn.Module):
     def _gather_then_project(self, attention: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
         """A (L Wv) as (A L) Wv: the value projection, without its bias, acts on M tokens a head instead of all N; (B, M, D)."""
         B, D = lookup.shape[0], lookup.shape[2]
-        x = torch.bmm(attention, lookup).view(B, self.num_heads, -1, D).transpose(0, 1).contiguous().view(self.num_heads, -1, D)
-        x = torch.bmm(x, self.v.weight.view(self.num_heads, -1, D).transpose(1, 2))  # (heads, B * M, d)
-        return x.view(self.num_heads, B, -1, x.shape[-1]).permute(1, 2, 0, 3).contiguous().view(B, -1, D)
+        M = attention.shape[1] // self.num_heads
+        x = torch.bmm(attention, lookup).view(B, self.num_heads, M, D).transpose(0, 1).contiguous().view(self.num_heads, B * M, D)
+        x = torch.bmm(x, self.v.weight.view(self.num_heads, D // self.num_heads, D).transpose(1, 2))  # (heads, B * M, d)
+        return x.view(self.num_heads, B, M, D // self.num_heads).permute(1, 2, 0, 3).contiguous().view(B, M, D)
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Fold the scale and the bias of the values into their neighbours, and multiply in the cheaper order (inference only)."""
+        require_plain(nn.Linear, self.v, self.proj)
+        require_bare(self.q_norm)
         if self.scale != 1:
             for parameter in self.q_norm.parameters():
                 parameter *= self.scale
@@ -214,16 +225,16 @@ class Infuse(nn.Module):
     def forward(self, compressed: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         (B, M, D), N = compressed.shape, attention.shape[3]
         v = self.v_norm(self.v(self.norm(compressed)))
-        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M:
+        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M and is_plain(self.proj, nn.Linear):
             return self._project_then_spread(v, attention.view(B, self.num_heads * M, N))
-        spread = torch.bmm(attention.view(-1, M, N).transpose(1, 2), split_heads(v, self.num_heads))
+        spread = torch.bmm(attention.view(B * self.num_heads, M, N).transpose(1, 2), split_heads(v, self.num_heads))
         return self.proj(merge_heads(spread, self.num_heads))
 
     def _project_then_spread(self, v: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """(A^T V) O as A^T (V O): the output projection acts on M tokens a head instead of all N."""
         B, M, D = v.shape
-        v = v.view(B * M, self.num_heads, -1).transpose(0, 1)
-        weight = self.proj.weight.view(D, self.num_heads, -1).permute(1, 2, 0)  # (heads, d, D)
+        v = v.view(B * M, self.num_heads, D // self.num_heads).transpose(0, 1)
+        weight = self.proj.weight.view(D, self.num_heads, D // self.num_heads).permute(1, 2, 0)  # (heads, d, D)
         v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).contiguous().view(B, self.num_heads * M, D)
         return torch.baddbmm(self.proj.bias, attention.transpose(1, 2), v)
 
@@ -238,7 +249,10 @@ def conv_stem(in_chans: int, dim: int, stride: int, device=None, dtype=None) -> 
     dd = {'device': device, 'dtype': dtype}
     num = stride.bit_length() - 1
     dims = [in_chans, *(dim >> i for i in reversed(range(num)))]
-    layers = [ConvNormAct(a, b, 3, stride=2, act_layer=nn.GELU, **dd) for a, b in zip(dims[:-1], dims[1:], strict=True)]
+    layers = [nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, bias=False, **dd),
+        bn=nn.BatchNorm2d(out_dim, **dd),  # without an activation in it, which tools that replace batch norms would drop
+        act=nn.GELU())) for in_dim, out_dim in zip(dims[:-1], dims[1:], strict=True)]
     return nn.Sequential(*layers, nn.Conv2d(dim, dim, 3, padding=1, **dd))
 
 
@@ -277,30 +291,22 @@ class FromViT(Layout):
 
     def convert(self, state: StateDict, model: nn.Module) -> Conversion:
         state, extra, dropped = dict(state), {}, []
-        if 'pos_embed' in state:
-            table, prefix, side = _positions(state['pos_embed'])
+        table = state.get('pos_embed')
+        if table is not None and table.ndim == 3:
+            prefix = table.shape[1] - math.isqrt(table.shape[1]) ** 2  # of tokens that are at no position
             if prefix:
                 dropped = [f'pos_embed[:, :{prefix}]']
-            if side:
-                state['pos_embed'] = resize_table(table, (side, side), model.grid_size, 'bicubic')
-                extra['pos_compressed'] = resize_table(table, (side, side), model.table_size, 'bilinear')
+            state['pos_embed'] = extra['pos_compressed'] = table[:, prefix:]  # resampled to each size later, as all positions are
         for i in range(len(model.blocks)):
             for kind in ('weight', 'bias'):
                 qkv = state.get(f'blocks.{i}.attn.qkv.{kind}')
-                if qkv is not None:
-                    extra |= {f'blocks.{i}.gather.{part}.{kind}': x.clone() for part, x in zip('qkv', qkv.chunk(3), strict=True)}
+                if qkv is not None and qkv.ndim and qkv.shape[0] % 3 == 0:
+                    extra |= {f'blocks.{i}.gather.{part}.{kind}': x for part, x in zip('qkv', qkv.chunk(3), strict=True)}
         result = super().convert(state, model)
         result.state |= extra
         result.new = [name for name in result.new if name not in extra]
         result.dropped += dropped
         return result
-
-
-def _positions(table: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """A ViT's position table (1, tokens, D) without its first rows, which belong to class tokens; their number; the side of its grid."""
-    side = math.isqrt(table.shape[1]) if table.ndim == 3 else 0
-    prefix = table.shape[1] - side * side if side else 0
-    return (table[:, prefix:], prefix, side) if side else (table, 0, 0)
 
 
 VIT = FromViT(
@@ -430,7 +436,7 @@ class LookupViT(Columnar, nn.Module):
         self.two_heads = head == 'both'
         self.grad_checkpointing = False
         self.separate_logits = False
-        self.set_compressed_size(compressed_size)
+        self.compressed_size = check_pair('compressed_size', compressed_size)
         self.train_sizes = train_sizes and tuple(check_pair('train_sizes', size) for size in train_sizes)
         self.drawn_size = None
         self.grid_size = tuple(-(-n // p) for n, p in zip(img_size, patch_size, strict=True))
@@ -443,6 +449,7 @@ class LookupViT(Columnar, nn.Module):
             flatten=False, strict_img_size=False, **dd)
         if stem == 'conv':
             self.patch_embed.proj = conv_stem(in_chans, embed_dim, patch_size[0], **dd)
+            self._traits = {'first_conv': 'patch_embed.proj.0.conv'}  # read by timm and `load_checkpoint`
         self.blocks = nn.Sequential(*(
             Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, pre_norm, rate, writes=self.two_heads or i < depth - 1, **dd)
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))))
@@ -480,9 +487,18 @@ class LookupViT(Columnar, nn.Module):
     def set_compressed_size(self, size: int | Size) -> None:
         """Use another number of compressed tokens from now on: rows and columns of their grid, one number for both.
 
+        What is saved by `timm.models.save_for_hf` is built with that number.
+
         Raises ValueError unless both are positive.
         """
         self.compressed_size = check_pair('compressed_size', size)
+        update_model_args(self, compressed_size=self.compressed_size)
+
+    @property
+    def position_tables(self) -> dict[str, Positions]:
+        """What files made for another `img_size` or `compressed_size` are resampled to, and how: as the forward does it."""
+        return {'pos_embed': Positions(self.grid_size, partial(resize_table, kernel='bicubic')),
+                'pos_compressed': Positions(self.table_size, partial(resize_table, kernel='bilinear'))}
 
     def draw_compressed_size(self) -> Size:
         """Draw one of `train_sizes`, which the following training steps use; follows `torch.manual_seed`.
@@ -547,6 +563,7 @@ class LookupViT(Columnar, nn.Module):
     def embed(self, x: torch.Tensor) -> Tokens:
         """Images (B, C, H, W) -> compressed tokens (B, M, D) and lookup tokens (B, N, D). Raises ValueError as `check_image` does."""
         check_image(x, self.in_chans, like=precision_of(self))
+        specialize_size(x)
         features = self.patch_embed(pad_to_patches(x, self.patch_embed.patch_size))
         compressed, lookup = make_tokens(
             features, self.pos_embed, self.pos_compressed, self.grid_size, self.table_size, self._current_size())

@@ -28,7 +28,7 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models._manipulate import checkpoint
 
 from ..arguments import as_type, check_types
-from ..layers import Gelu, check_choice, check_ratios, check_stages, fold_batch_norm, fold_layer_scale, per_size
+from ..layers import Gelu, channels_last, check_choice, check_ratios, check_stages, fold_batch_norm, fold_layer_scale, is_plain, per_size
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -232,7 +232,7 @@ def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, groups: int = 1, m
     """
     B, Q, C = q.shape
     q = q.reshape(B * groups, Q // groups, num_heads, C // num_heads).transpose(1, 2)
-    k, v = kv.reshape(B * groups, -1, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+    k, v = kv.reshape(B * groups, kv.shape[1] // groups, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).contiguous().view(B, Q, C)
 
@@ -245,17 +245,17 @@ def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: in
     rows, cols = num_windows(H, W)
     num_keys = operator.index(kv.shape[1])
     if num_keys <= near.side ** 2 * (1 + GATHER_COST / near.queries):
-        weights = key_weights(H, W, near, pad_mask, num_keys).to(q)
+        weights = key_weights(H, W, near, pad_mask, num_keys, like=q)
         if weights.shape[0] > 1:
-            weights = weights.index_select(0, query_windows(H, W, near.queries).to(q.device))
+            weights = weights.index_select(0, query_windows(H, W, near.queries, like=q))
         return attend(q, kv, num_heads, mask=weights[None, None])
-    mask = gathered_mask(H, W, near, pad_mask).to(q).repeat(q.shape[0], 1, 1, 1)
-    kv = kv.index_select(1, gathered_keys(H, W, near, pad_mask).to(q.device))
+    mask = gathered_mask(H, W, near, pad_mask, like=q).repeat(q.shape[0], 1, 1, 1)
+    kv = kv.index_select(1, gathered_keys(H, W, near, pad_mask, like=q))
     if q.shape[1] == rows * cols * near.queries:
         return attend(q, kv, num_heads, rows * cols, mask)
-    tokens = window_tokens(H, W, 0).clamp(max=H * W - 1)  # whatever padding attends to is cropped
-    q = q.index_select(1, tokens.to(q.device))
-    return attend(q, kv, num_heads, rows * cols, mask).index_select(1, token_places(H, W, 0).to(q.device))
+    tokens = window_tokens(H, W, 0, like=q).clamp(max=H * W - 1)  # whatever padding attends to is cropped
+    q = q.index_select(1, tokens)
+    return attend(q, kv, num_heads, rows * cols, mask).index_select(1, token_places(H, W, 0, like=q))
 
 
 def pool_windows(x: torch.Tensor, windows: int) -> torch.Tensor:
@@ -291,25 +291,25 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table
         if table.ndim == 4:  # folded
             return table
-        return table.t().index_select(1, relative_positions().to(table.device)).view(1, self.num_heads, WINDOW ** 2, WINDOW ** 2)
+        return table.t().index_select(1, relative_positions(like=table)).view(1, self.num_heads, WINDOW ** 2, WINDOW ** 2)
 
     def forward(self, x: torch.Tensor, H: int, W: int, shift: int) -> torch.Tensor:
         B, N, C = x.shape
         rows, cols = num_windows(H, W)
         padded = N < rows * cols * WINDOW ** 2
         if padded:
-            x = self.qkv(add_row(x)).index_select(1, window_tokens(H, W, shift).to(x.device))
+            x = self.qkv(add_row(x)).index_select(1, window_tokens(H, W, shift, like=x))
         else:
             x = self.qkv(x)
         bias = self.position_bias()
         if shift:
-            masked = bias + shift_masks().to(bias)
-            bias = masked.index_select(0, window_kinds(H, W).to(x.device).repeat(B))
-        q, k, v = x.reshape(B * rows * cols, WINDOW ** 2, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            masked = bias + shift_masks(like=bias)
+            bias = masked.index_select(0, window_kinds(H, W, like=x).repeat(B))
+        q, k, v = x.reshape(B * rows * cols, WINDOW ** 2, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        x = x.transpose(1, 2).contiguous().view(B, -1, C)
+        x = x.transpose(1, 2).contiguous().view(B, rows * cols * WINDOW ** 2, C)
         if padded:
-            x = x.index_select(1, token_places(H, W, shift).to(x.device))
+            x = x.index_select(1, token_places(H, W, shift, like=x))
         return self.proj(x)
 
     @torch.no_grad()
@@ -375,9 +375,9 @@ class SemanticBlock(nn.Module):
         return self._add(x, self.mlp(self.norm2(x)), self.ls2)
 
     def _add(self, x: torch.Tensor, y: torch.Tensor, scale: nn.Module) -> torch.Tensor:
-        if isinstance(scale, nn.Identity) or isinstance(self.drop_path, DropPath):
-            return x + self.drop_path(scale(y))
-        return torch.addcmul(x, y, scale.gamma)
+        if is_plain(scale, LayerScale) and not isinstance(self.drop_path, DropPath):
+            return torch.addcmul(x, y, scale.gamma)
+        return x + self.drop_path(scale(y))
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
@@ -392,7 +392,7 @@ class SemanticBlock(nn.Module):
 def reorder(x: torch.Tensor, H: int, W: int, source: int, target: int) -> torch.Tensor:
     """Tokens (B, H * W, C) from one order to another: `MAP`, or windows with a shift. H and W are multiples of 7."""
     one_window = (H, W) == (WINDOW, WINDOW) and {source, target} <= {MAP, 0}
-    return x if source == target or one_window else x.index_select(1, reordering(H, W, source, target).to(x.device))
+    return x if source == target or one_window else x.index_select(1, reordering(H, W, source, target, like=x))
 
 
 def is_classifier(form: str, image_size: tuple[int, int]) -> bool:
@@ -469,7 +469,7 @@ class SemanticStage(Form):
         else:
             # a padding token is zero before the norm; all of them are one key
             context = add_row(x)
-            windows = context.index_select(1, window_tokens(H, W, 0).to(x.device)) if H % WINDOW or W % WINDOW else x
+            windows = context.index_select(1, window_tokens(H, W, 0, like=x)) if H % WINDOW or W % WINDOW else x
             pooled = pool_windows(windows, rows * cols)
             tokens = generate1(pooled, context, partial(attend_to, near=GENERATE_1))
             tokens = generate2(tokens, context, partial(attend_to, near=GENERATE_2))
@@ -521,7 +521,7 @@ class Stem(nn.Sequential):
         H, W = x.shape[2:]
         if H % 4 or W % 4:
             x = F.pad(x, (0, -W % 4, 0, -H % 4))
-        return super().forward(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return super().forward(channels_last(x)).permute(0, 2, 3, 1)
 
     def fuse(self) -> nn.Module:
         """Fold the batch norms into the convolutions (inference only)."""

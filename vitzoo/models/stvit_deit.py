@@ -33,9 +33,12 @@ from ..layers import (
     check_rates,
     check_ratios,
     check_token_pool,
+    is_plain,
     per_size,
     precision_of,
+    specialize_size,
 )
+from ..weights.adapt import Positions
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
@@ -122,10 +125,10 @@ class SpatialPool(nn.Module):
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         B, N, C = x.shape
-        index, mask = window_tables(*(int(n) for n in size), *self.grid)
+        index, mask = window_tables(*size, *self.grid, like=x)
         height, width = mask.shape[1:]
-        index, mask = index.to(x.device), mask.flatten(1).to(x)
-        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, index).reshape(-1, height, width, C)
+        mask = mask.flatten(1)
+        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, index).reshape(B * len(mask), height, width, C)
         scores = self.conv(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         scores = self.score(self.act(self.norm(scores))).reshape(B, *mask.shape) + mask
         return weighted_means(windows.reshape(B, *mask.shape, C), scores)
@@ -136,11 +139,15 @@ class CrossAttention(Attention):
 
     def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         (B, M, C), N = queries.shape, context.shape[1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(queries, weight[:C], None if bias is None else bias[:C])
-        kv = F.linear(context, weight[C:], None if bias is None else bias[C:])
-        q = q.reshape(B, M, self.num_heads, -1).transpose(1, 2)
-        k, v = kv.reshape(B, N, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if is_plain(self.qkv, nn.Linear):
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(queries, weight[:C], None if bias is None else bias[:C])
+            kv = F.linear(context, weight[C:], None if bias is None else bias[C:])
+        else:
+            q, kv = self.qkv(torch.cat([queries, context], dim=1)).split([M, N], dim=1)
+            q, kv = q[..., :C], kv[..., C:]
+        q = q.reshape(B, M, self.num_heads, C // self.num_heads).transpose(1, 2)
+        k, v = kv.reshape(B, N, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, M, C)))
 
@@ -192,19 +199,12 @@ class FromDeiT(Layout):
             raise ValueError('This is a distilled DeiT, with a second token and classifier that have no place here. '
                              'Start from one without distillation (timm: deit_*_patch16_224).')
         state, dropped = dict(state), []
-        if 'pos_embed' in state:
-            state['pos_embed'], dropped = _positions(state['pos_embed'], model.patch_embed.grid_size)
+        table = state.get('pos_embed')
+        if table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
+            state['pos_embed'], dropped = table[:, 1:], ['pos_embed[:, 0]']  # the class token's
         result = super().convert(state, model)
         result.dropped += dropped
         return result
-
-
-def _positions(table: torch.Tensor, grid_size: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
-    """A published (1, 1 + N, C) table of a square grid to (1, h * w, C), and what was dropped of it."""
-    side = math.isqrt(table.shape[1] - 1)
-    if table.ndim != 3 or side * side != table.shape[1] - 1:
-        return table, []  # no class token in it; its shape is checked with all others
-    return position_table(table[:, 1:], grid_size, (side, side)), ['pos_embed[:, 0]']
 
 
 DEIT = FromDeiT(
@@ -338,6 +338,11 @@ class STViTDeiT(Columnar, VisionTransformer):
                 proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, device=device, dtype=dtype)
             self.recover.apply(self._init_weights)
 
+    @property
+    def position_tables(self) -> dict[str, Positions]:
+        """What files made for another `img_size` are resampled to, and how: as the forward does it."""
+        return {'pos_embed': Positions(self.patch_embed.grid_size, lambda table, size, new: position_table(table, new, size))}
+
     @check_types
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         check_options(num_classes=num_classes)
@@ -349,6 +354,7 @@ class STViTDeiT(Columnar, VisionTransformer):
     def embed(self, x: torch.Tensor) -> Tokens:
         """Images (B, C, H, W) -> image tokens (B, N, C) with their positions. Raises ValueError as `check_image` does."""
         check_image(x, self.in_chans, like=precision_of(self))
+        specialize_size(x)
         x = self.patch_embed(x)
         size = x.shape[1:3]
         return Tokens(self.pos_drop(x.flatten(1, 2) + position_table(self.pos_embed, size, self.patch_embed.grid_size)), size)
@@ -369,7 +375,7 @@ class STViTDeiT(Columnar, VisionTransformer):
             return image
         if self.recover is not None:
             return self.recover(image, semantic)
-        return semantic.index_select(1, window_of_position(*(int(n) for n in size), *self.grid).to(semantic.device))
+        return semantic.index_select(1, window_of_position(*size, *self.grid, like=semantic))
 
     def to_tokens(self, state: Tokens) -> torch.Tensor:
         """The semantic tokens (B, M, C) after the final norm; the image tokens, where blocks end before there are any."""

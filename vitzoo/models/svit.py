@@ -18,15 +18,19 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from ..arguments import check_range, check_types
 from ..layers import (
     MOST,
-    BatchNormNhwc,
     Gelu,
-    ResidualDwConv,
+    channels_last,
     check_pair,
     check_ratios,
     check_stages,
     fold_batch_norm,
+    fold_identity,
     fold_layer_scale,
+    fold_norm_before,
+    on_nchw,
     per_size,
+    require_plain,
+    residual_conv,
 )
 from ..weights.layout import Layout
 from ._builder import build_model
@@ -100,7 +104,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, N, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
+        # (B, heads, N, d) each
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).contiguous().view(B, N, C))
 
@@ -125,7 +130,7 @@ class SuperTokenAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, -W % w, 0, -H % h))
         rows, cols = x.shape[1] // h, x.shape[2] // w
         M = rows * cols
-        tables = neighbour_tables(int(rows), int(cols)).to(x.device)
+        tables = neighbour_tables(rows, cols, like=x)
         pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).contiguous().view(B, M, h * w, C)
 
         tokens, association = super_tokens(pixels, self.n_iter, tables)
@@ -150,15 +155,21 @@ class ConvMlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
         self.act = Gelu()
-        self.dwconv = ResidualDwConv(hidden_dim, device=device, dtype=dtype)
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1, groups=hidden_dim, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dwconv(self.act(self.fc1(x))).contiguous())
+        return self.fc2(residual_conv(self.dwconv, self.act(self.fc1(x))).contiguous())
+
+    def fuse(self) -> nn.Module:
+        """Add the identity to the depthwise kernel (inference only)."""
+        self.dwconv = fold_identity(self.dwconv)
+        return self
 
     def deploy(self, runtime: str) -> nn.Module:
-        """With 1x1 convolutions, unless the linear layers are more than their weight."""
-        return DeployedConvMlp(self) if type(self.fc1) is type(self.fc2) is nn.Linear else self
+        """With 1x1 convolutions. Raises ValueError if the linear layers are more than their weight."""
+        require_plain(nn.Linear, self.fc1, self.fc2)
+        return DeployedConvMlp(self)
 
 
 class DeployedConvMlp(nn.Module):
@@ -172,8 +183,7 @@ class DeployedConvMlp(nn.Module):
         self.fc2 = pointwise_conv(mlp.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act(self.fc1(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        return self.fc2(self.dwconv(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return on_nchw(self.fc2, residual_conv(self.dwconv, self.act(on_nchw(self.fc1, x))))
 
 
 class Block(nn.Module):
@@ -183,32 +193,26 @@ class Block(nn.Module):
                  init_values: float | None, drop_path: float, device=None, dtype=None):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.pos_embed = ResidualDwConv(dim, **dd)
+        self.pos_embed = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, **dd)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.attn = SuperTokenAttention(dim, num_heads, stoken_size, n_iter, qkv_bias, **dd)
         self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
-        self.norm2 = BatchNormNhwc(dim, **dd)
+        self.norm2 = nn.BatchNorm2d(dim, **dd)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), **dd)
         self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pos_embed(x)
+        x = residual_conv(self.pos_embed, x)
         # the sums take the memory layout of their first operand: channels last
         x = self.drop_path(self.ls1(self.attn(self.norm1(x)))) + x
-        x = self.drop_path(self.ls2(self.mlp(self.norm2(x)))) + x
+        x = self.drop_path(self.ls2(self.mlp(on_nchw(self.norm2, x)))) + x
         return x
 
-    @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """Fold norm2 into fc1 and the layer scales into the projections before them (inference only)."""
-        if isinstance(self.norm2, BatchNormNhwc):
-            scale = self.norm2.weight * (self.norm2.running_var + self.norm2.eps).rsqrt()
-            shift = self.norm2.bias - self.norm2.running_mean * scale
-            fc1 = self.mlp.fc1
-            fc1.bias += fc1.weight @ shift
-            fc1.weight *= scale
-            self.norm2 = nn.Identity()
+        """Fold norm2 into fc1, layer scales into the projections before them, the identity into a kernel (inference only)."""
+        self.pos_embed = fold_identity(self.pos_embed)
+        self.norm2 = fold_norm_before(self.norm2, self.mlp.fc1)
         self.ls1 = fold_layer_scale(self.attn.attn.proj, self.ls1)
         self.ls2 = fold_layer_scale(self.mlp.fc2, self.ls2)
         return self
@@ -237,11 +241,11 @@ class Projection(nn.Module):
     def __init__(self, in_dim: int, dim: int, device=None, dtype=None):
         super().__init__()
         self.fc = nn.Linear(in_dim, dim, device=device, dtype=dtype)
-        self.norm = BatchNormNhwc(dim, device=device, dtype=dtype)
+        self.norm = nn.BatchNorm2d(dim, device=device, dtype=dtype)
         self.act = nn.SiLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.norm(self.fc(x)))
+        return self.act(on_nchw(self.norm, self.fc(x)))
 
     def fuse(self) -> nn.Module:
         """Fold the batch norm into the linear layer (inference only)."""
@@ -261,7 +265,7 @@ class Stem(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # from here on every map lies channels last in memory
-        return super().forward(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return super().forward(channels_last(x)).permute(0, 2, 3, 1)
 
 
 def _split_heads(qkv: torch.Tensor, model: nn.Module, name: str) -> torch.Tensor:

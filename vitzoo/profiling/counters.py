@@ -122,8 +122,10 @@ def _no_masking(model: Callable):
 def count_traffic(model: Callable[[Tensor], object], x: Tensor, element_bytes: int = 2) -> Traffic:
     """Operators, bytes and activations of one `model(x)`, floating-point elements at `element_bytes` each.
 
-    Model and `x` belong on the meta device (`on_meta`): attention is not computed here.
+    Model and `x` belong on the meta device (`on_meta`): attention is not computed here. A forward before it makes what models keep from
+    one to the next (tables of a size).
     """
+    model(x)
     counter = _CountOperators(element_bytes)
     with counter, _attention_as_one(counter), _no_fast_path():
         model(x)

@@ -66,9 +66,10 @@ def profile(model: nn.Module, input_size: int | tuple[int, ...], *, batch: int =
     check_range(1, 2 ** 16, batch=batch, element_bytes=element_bytes, latency_batches=latency_batches, rounds=rounds)
     size = image_shape(model, input_size)
     dtype = float_dtype(model)
-    try:  # a copy for each: models that keep tables from one forward to the next move them in the first alone
-        macs = count_macs(on_meta(model), torch.empty(1, *size, device='meta', dtype=dtype))
-        traffic = count_traffic(on_meta(model), torch.empty(batch, *size, device='meta', dtype=dtype), element_bytes)
+    on_no_device = on_meta(model)
+    try:
+        macs = count_macs(on_no_device, torch.empty(1, *size, device='meta', dtype=dtype))
+        traffic = count_traffic(on_no_device, torch.empty(batch, *size, device='meta', dtype=dtype), element_bytes)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f'{type(model).__name__} cannot be counted at {size} without data: {e}') from e
     return Profile(

@@ -9,7 +9,10 @@ import torch
 import torch.nn as nn
 from timm.models import model_entrypoint
 
+from .adapt import adapt_positions
 from .files import StateDict
+from .names import clean_names, own_state, unique
+from .words import shown
 
 # What a DenseBackbone has beside its model: output norms, named as published dense backbones name theirs, and a columnar model's pyramid.
 BESIDE_MODEL = re.compile(r'^(norm\d|pyramid)\.')
@@ -17,11 +20,15 @@ BESIDE_MODEL = re.compile(r'^(norm\d|pyramid)\.')
 
 @dataclass
 class Conversion:
-    """A state dict in our names, and what became of the published ones. new: our names that files of this layout do not have."""
+    """A state dict in our names, and what became of the published ones.
+
+    new: our names that files of this layout do not have. adapted: our names of position tables that were resampled.
+    """
     state: StateDict
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,19 +73,23 @@ class Layout:
         return name
 
     def convert(self, state: StateDict, model: nn.Module) -> Conversion:
-        """Published names and shapes to ours. Raises ValueError if constants were changed."""
-        result, own = Conversion({}), model.state_dict()
+        """Published names and shapes to ours. Raises ValueError if constants were changed, or two names are for one entry."""
+        result, own = Conversion({}), own_state(model)
         for name, value in state.items():
             constant = next((c for pattern, c in self.constants if re.search(pattern, name)), None)
             if constant is not None:
-                if not torch.equal(value.cpu().to(constant), constant):
-                    raise ValueError(f'{name} is a constant in the published code, but has another value here: this is another model.')
+                if value.shape != constant.shape or not torch.equal(value.cpu().to(constant), constant):
+                    raise ValueError(f'{shown(name)} is a constant in the published code, but has another value here: this is another '
+                                     'model.')
                 result.dropped.append(name)
                 continue
             new = self.rename(name)
             if new is None:
                 result.dropped.append(name)
                 continue
+            if new in result.state:
+                first = next(old for old in state if self.rename(old) == new)
+                raise ValueError(f'{shown(first)} and {shown(name)} are both {shown(new)} of the model: leave one out.')
             if new in own and value.shape != own[new].shape and value.squeeze().shape == own[new].squeeze().shape:
                 value = value.reshape(own[new].shape)  # 1x1 convolutions are linear layers here, (1, C, 1, 1) scales vectors
             if new in own and value.shape == own[new].shape:
@@ -110,7 +121,7 @@ def known_layouts() -> list[Layout]:
 
 def has_own_names(names: Iterable[str], model: nn.Module) -> bool:
     """Whether names are the model's own, a few apart: of all that it has, or of all that the file has (one may be a part of the other)."""
-    names, own = [name for name in names if not BESIDE_MODEL.match(name)], model.state_dict()
+    names, own = [name for name in names if not BESIDE_MODEL.match(name)], own_state(model)
     return sum(name in own or _flat(name) in own for name in names) >= 0.9 * min(len(names), len(own))
 
 
@@ -122,8 +133,16 @@ def _flat(name: str) -> str:
 def convert(state: StateDict, model: nn.Module) -> Conversion:
     """A state dict in any layout published for the model's family to ours; the model's own names, and timm's models, as they are.
 
-    Raises ValueError on another family's file, and on one whose constants were changed.
+    Positions made for another image size are resampled.
+
+    Raises ValueError on another family's file, on one whose constants were changed, and on two names for one entry.
     """
+    conversion = _convert_names(state, model)
+    conversion.adapted = adapt_positions(conversion.state, model)
+    return conversion
+
+
+def _convert_names(state: StateDict, model: nn.Module) -> Conversion:
     layouts, is_own = getattr(model, 'layouts', ()), has_own_names(state, model)
     for layout in layouts:
         if (layout.ours or not is_own) and layout.suits(model) and layout.matches(state):
@@ -132,14 +151,9 @@ def convert(state: StateDict, model: nn.Module) -> Conversion:
         for layout in known_layouts():
             if layout.describes(state) and not (layout in layouts and (layout.ours or layout.suits(model))):
                 raise ValueError(f'This is {layout.name}. {type(model).__name__} cannot load it.')
-    own = model.state_dict()
-    renamed = {name: _flat(name) for name in state if name not in own and _flat(name) in own}
-    return Conversion({renamed.get(name, name): value for name, value in state.items()}, renamed)
-
-
-def without_wrappers(name: str) -> str:
-    """A name without what data parallelism and compilation put before it."""
-    return re.sub(r'^((module|_orig_mod)\.)+', '', name)
+    own = own_state(model)
+    names = unique(((_flat(name) if name not in own and _flat(name) in own else name, name) for name in state), 'The checkpoint')
+    return Conversion({new: state[name] for new, name in names.items()}, {name: new for new, name in names.items() if new != name})
 
 
 def inner_names(names: Iterable[str], model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
@@ -147,12 +161,12 @@ def inner_names(names: Iterable[str], model: nn.Module) -> tuple[dict[str, str],
 
     Returns (those of `model`, of a whole detector those of its backbone alone; those of the detector's other parts).
     """
-    inside, others = {without_wrappers(name): name for name in names}, {}
+    inside, others = clean_names(names, 'The checkpoint'), {}
     if any(name.startswith('backbone.') for name in inside):
         others = {name: old for name, old in inside.items() if not name.startswith('backbone.')}
         inside = {name.removeprefix('backbone.'): old for name, old in inside.items() if name.startswith('backbone.')}
     if not has_own_names(inside, model):  # timm has models with a `body`
-        inside = {re.sub(r'^(body\.)?(model\.)?', '', name): old for name, old in inside.items()}
+        inside = unique(((re.sub(r'^(body\.)?(model\.)?', '', name), old) for name, old in inside.items()), 'The checkpoint')
     return inside, others
 
 
@@ -163,5 +177,5 @@ def strip_prefixes(state: StateDict, model: nn.Module) -> StateDict:
 
 def keep_counters(state: StateDict, model: nn.Module) -> StateDict:
     """Batch counters that a file lacks stay the model's own: nothing that is computed depends on them."""
-    own = {name: value for name, value in model.state_dict().items() if name.endswith('.num_batches_tracked')}
+    own = {name: value for name, value in own_state(model).items() if name.endswith('.num_batches_tracked')}
     return {**own, **state}

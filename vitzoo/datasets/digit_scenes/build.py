@@ -16,10 +16,11 @@ from uuid import uuid4
 import numpy as np
 
 from vitzoo.extras import require
-from vitzoo_runtime.files import replacing
+from vitzoo_runtime.files import refuse_to_replace, to_json
 from vitzoo_runtime.masks import decode_rle
+from vitzoo_runtime.terminal import LONGEST, command, printable
 
-from .parts import MANIFEST, PARTS, WRITERS
+from .parts import MANIFEST, PARTS, WRITERS, Detection, Part
 from .scenes import CLASSES, PRESETS, SEG_CLASSES, SEG_PALETTE, SPLITS, Preset, make_scene, resolve_preset, scene_bytes, source_digits
 
 VERSION = 1  # of what is written; a folder with another version is rebuilt
@@ -53,30 +54,30 @@ class DigitScenes:
         return self.root / 'classification' / split
 
     def manifest(self, part: str) -> dict:
-        return json.loads((self.root / part / MANIFEST).read_text())
+        """What the folder of a part says of itself. Raises ValueError if that is damaged, and OSError."""
+        return WRITERS[part].read_manifest(self.root / part)
 
 
-def _flaw(folder: Path, specification: dict, pattern: str) -> str | None:
+def _flaw(folder: Path, specification: dict, part: type[Part]) -> str | None:
     """Why a part's folder cannot be used as it is, or None: every file that it should hold is there with its size and its CRC, and no
-    image beside them (folders are scanned by those who train). Files with other names are of no concern."""
+    picture beside them where those who train scan a folder. Files with other names are of no concern."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files, found = dict(manifest['files']), {key: manifest[key] for key in specification}
+        manifest = part.read_manifest(folder)
     except FileNotFoundError:
         return 'not there' if not folder.exists() else f'no {MANIFEST}'
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, OSError):
         return f'{MANIFEST} is damaged'
-    if found != specification:
+    files = manifest['files']
+    if {key: manifest.get(key) for key in specification} != specification:
         return 'another preset, seed or version'
-    extra = next((name for name in _names(folder) if name not in files and re.fullmatch(pattern, name)), None)
+    extra = next((name for name in _names(folder) if name not in files and part.is_extra(name)), None)
     if extra:
-        return f'{extra} does not belong there'
-    for name, size_and_crc in files.items():
-        try:
-            data = (folder / name).read_bytes()
-        except OSError:
+        return f'{printable(extra)} does not belong there'
+    for name, (size, crc) in files.items():
+        path = folder / name
+        if not path.is_file():
             return f'{name} is missing'
-        if [len(data), zlib.crc32(data)] != size_and_crc:
+        if path.stat().st_size != size or zlib.crc32(path.read_bytes()) != crc:
             return f'{name} is damaged'
     return None
 
@@ -86,17 +87,17 @@ def _names(folder: Path) -> list[str]:
     return [os.path.relpath(os.path.join(path, file), folder).replace(os.sep, '/') for path, _, names in os.walk(folder) for file in names]
 
 
-def _refuse_foreign(folder: Path, pattern: str) -> None:
+def _refuse_foreign(folder: Path, part: type[Part]) -> None:
     """ValueError where replacing a folder would delete what was not written here."""
     if folder.is_symlink() or folder.exists() and not folder.is_dir():
         raise ValueError(f'{folder} is not an ordinary folder; remove it or choose another root')
     for name in _names(folder):
-        if name != MANIFEST and not re.fullmatch(pattern, name):
-            raise ValueError(f'{folder} is to be rebuilt, but {name} in it was not written by digit_scenes; '
+        if name != MANIFEST and not part.writes(name):
+            raise ValueError(f'{folder} is to be rebuilt, but {printable(name)} in it was not written by digit_scenes; '
                              'move it away or choose another root')
 
 
-def _install(built: Path, target: Path, specification: dict, pattern: str) -> None:
+def _install(built: Path, target: Path, specification: dict, part: type[Part]) -> None:
     """Move a finished folder to its place. Of several processes one wins, and the others find its folder complete."""
     while True:
         try:
@@ -105,7 +106,7 @@ def _install(built: Path, target: Path, specification: dict, pattern: str) -> No
         except OSError as e:
             if e.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES) or e.errno == errno.EACCES and not target.exists():
                 raise
-        if _flaw(target, specification, pattern) is None:
+        if _flaw(target, specification, part) is None:
             shutil.rmtree(built)
             return
         old = target.with_name(f'.old-{target.name}-{uuid4().hex[:12]}')
@@ -157,9 +158,9 @@ def build(root: str | Path, preset: str | Preset = 'standard', seed: int = 0, *,
     specification = {'name': 'vitzoo digit scenes', 'version': VERSION, 'preset': asdict(preset), 'seed': seed}
     status = {}
     for name in dict.fromkeys(parts):
-        flaw = _flaw(root / name, {**specification, 'part': name}, WRITERS[name].pattern)
+        flaw = _flaw(root / name, {**specification, 'part': name}, WRITERS[name])
         if flaw:
-            _refuse_foreign(root / name, WRITERS[name].pattern)
+            _refuse_foreign(root / name, WRITERS[name])
         status[name] = f'built ({flaw})' if flaw else 'reused'
     missing = [name for name in status if status[name] != 'reused']
     if missing:
@@ -189,7 +190,7 @@ def _build(root: Path, preset: Preset, seed: int, names: list[str], specificatio
         for part in parts:
             part_specification = {**specification, 'part': part.name}
             part.finish(part_specification)
-            _install(part.folder, root / part.name, part_specification, part.pattern)
+            _install(part.folder, root / part.name, part_specification, type(part))
     finally:
         for part in parts:  # those that were installed are no longer there
             shutil.rmtree(part.folder, ignore_errors=True)
@@ -197,7 +198,10 @@ def _build(root: Path, preset: Preset, seed: int, names: list[str], specificatio
 
 def preview(data: str | Path | DigitScenes, path: str | Path, *, split: str = 'val', num: int = 12, columns: int = 3,
             scale: int = 2) -> Path:
-    """Draw a sheet of the first `num` scenes of the part `detection`: left as they are, right with visible masks, boxes and labels."""
+    """Draw a sheet of the first `num` scenes of the part `detection`: left as they are, right with visible masks, boxes and labels.
+
+    Raises ValueError on a bad argument, and where the part is not there or damaged.
+    """
     root = data.root if isinstance(data, DigitScenes) else Path(data)
     if split not in SPLITS:
         raise ValueError(f'split {split!r}: expected one of {SPLITS}')
@@ -207,14 +211,28 @@ def preview(data: str | Path | DigitScenes, path: str | Path, *, split: str = 'v
     annotations = root / 'detection' / 'annotations' / f'det_{split}.json'
     if not annotations.is_file():
         raise ValueError(f'{annotations} does not exist; build the part detection below {root} first')
+    try:
+        Detection.read_manifest(root / 'detection')
+        coco = json.loads(annotations.read_text(encoding='utf-8'))
+        sheet = _sheet(coco, root / 'detection' / split, num, columns, scale)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as e:
+        raise ValueError(f'the part detection below {root} is damaged ({type(e).__name__}); build it again') from e
+    from vitzoo_runtime.pictures import save_png
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(sheet, path)
+    return path
+
+
+def _sheet(coco: dict, folder: Path, num: int, columns: int, scale: int):
+    """The picture that `preview` writes."""
     Image, ImageDraw = require('PIL.Image', 'viz'), require('PIL.ImageDraw', 'viz')
-    coco = json.loads(annotations.read_text())
     images = coco['images'][:num]
     gap, rows = 4, -(-len(images) // columns)
     width, height = images[0]['width'] * scale, images[0]['height'] * scale
     sheet = Image.new('RGB', ((2 * width + 2 * gap) * columns - gap, (height + gap) * rows - gap), 'white')
     for i, image in enumerate(images):
-        picture = np.asarray(Image.open(root / 'detection' / split / image['file_name']).convert('RGB'))
+        picture = np.asarray(Image.open(folder / image['file_name']).convert('RGB'))
         objects = [a for a in coco['annotations'] if a['image_id'] == image['id']]
         drawn = picture.copy()
         for a in objects:
@@ -229,14 +247,18 @@ def preview(data: str | Path | DigitScenes, path: str | Path, *, split: str = 'v
         left, top = i % columns * (2 * width + 2 * gap), i // columns * (height + gap)
         sheet.paste(panels[0], (left, top))
         sheet.paste(panels[1], (left + width, top))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        sheet.save(temporary, 'PNG')
-    return path
+    return sheet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    with command():
+        try:
+            return _main(argv)
+        except BrokenPipeError:  # the reader (`| head`) has seen enough
+            return 0
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog='python -m vitzoo.datasets.digit_scenes', description='Build the digit scenes.')
     parser.add_argument('--out', default='data/digit_scenes', help='folder (default: %(default)s)')
     parser.add_argument('--preset', default='standard', help=f'one of {", ".join(PRESETS)} (default: %(default)s)')
@@ -244,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--parts', nargs='+', default=PARTS, metavar='PART', help=f'some of {", ".join(PARTS)} (default: all)')
     parser.add_argument('--set', nargs='+', default=[], metavar='NAME=NUMBER', help='other numbers than those of the preset')
     parser.add_argument('--preview', metavar='PNG', help='also draw some scenes with their boxes and masks')
+    parser.add_argument('--force', action='store_true', help='replace a file that is no earlier preview')
     parser.add_argument('--json', action='store_true', help='print JSON, without a progress bar')
     args = parser.parse_args(argv)
     try:
@@ -251,14 +274,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         for item in args.set:
             name, separator, value = item.partition('=')
             if not separator:
-                raise ValueError(f'--set {item!r}: expected NAME=NUMBER')
-            overrides[name] = json.loads(value)
+                raise ValueError(f'--set {printable(item)}: expected NAME=NUMBER')
+            try:
+                overrides[name] = json.loads(value)
+            except (ValueError, RecursionError) as e:
+                raise ValueError(f'--set {printable(item)}: expected NAME=NUMBER') from e
+        refuse_to_replace([args.preview] if args.preview else [], force=args.force)
         start = time.perf_counter()
         data = build(args.out, args.preset, args.seed, parts=args.parts, progress=not args.json, **overrides)
         seconds = time.perf_counter() - start
         picture = preview(data, args.preview) if args.preview else None
     except (ValueError, ImportError, OSError) as e:
-        print(f'error: {e}', file=sys.stderr)
+        print(f'error: {printable(" ".join(str(e).split()), LONGEST)}', file=sys.stderr)
         return 2
 
     parts = {}
@@ -267,8 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts[name] = {'path': str(data.root / name), 'status': status, 'objects': manifest['objects'], 'files': len(manifest['files']),
                        'bytes': sum(size for size, _ in manifest['files'].values()), 'fingerprint': manifest['fingerprint']}
     if args.json:
-        print(json.dumps({'root': str(data.root), 'seed': data.seed, 'preset': asdict(data.preset), 'seconds': round(seconds, 2),
-                          'parts': parts, 'preview': picture and str(picture)}, indent=1))
+        print(to_json({'root': str(data.root), 'seed': data.seed, 'preset': asdict(data.preset), 'seconds': round(seconds, 2),
+                       'parts': parts, 'preview': picture and str(picture)}))
         return 0
     from rich.console import Console
     from rich.table import Table

@@ -2,6 +2,7 @@
 import hashlib
 import io
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -14,16 +15,18 @@ from .scenes import CLASSES, SPLITS, Preset, Scene
 
 IMG_SUFFIX = SEG_MAP_SUFFIX = '.png'
 MANIFEST = 'manifest.json'
+PICTURES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')  # what torchvision's ImageFolder takes
 
 
 class Part:
     """One part on its way to disk: everything goes into `folder`, the manifest last.
 
     Subclasses say which files they write: `pattern` matches their names and no others, so that what somebody else put beside them is
-    recognised and never deleted.
+    recognised and never deleted. In folders that match `scanned`, those who train take every picture that there is.
     """
     name: str
     pattern: str
+    scanned: str | None = None
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -51,7 +54,40 @@ class Part:
 
     def finish(self, specification: dict) -> None:
         manifest = {**specification, 'objects': self.objects, 'fingerprint': self.digest.hexdigest(), 'files': self.files}
-        (self.folder / MANIFEST).write_text(json.dumps(manifest))
+        (self.folder / MANIFEST).write_text(json.dumps({**manifest, 'checksum': _checksum(manifest)}))
+
+    @classmethod
+    def writes(cls, name: str) -> bool:
+        """Whether a file of this name, relative to the part's folder, is one of its own."""
+        return re.fullmatch(cls.pattern, name, re.ASCII) is not None
+
+    @classmethod
+    def is_extra(cls, name: str) -> bool:
+        """Whether a file that the manifest does not have would be taken for one of the part's."""
+        return cls.writes(name) or cls.scanned is not None and re.match(cls.scanned, name) and name.lower().endswith(PICTURES)
+
+    @classmethod
+    def read_manifest(cls, folder: Path) -> dict:
+        """What is in a folder of this part. Raises ValueError if it is damaged, and OSError."""
+        path = folder / MANIFEST
+        try:
+            if path.exists() and not path.is_file():
+                raise ValueError('not even a file')
+            manifest = json.loads(path.read_text(encoding='utf-8'))
+            whole = manifest.pop('checksum') == _checksum(manifest)
+            files, objects = manifest['files'], manifest['objects']
+            whole = whole and all(cls.writes(name) and len(about) == 2 for name, about in files.items()) and {*objects} == {*SPLITS} \
+                and all(type(number) is int for number in (*objects.values(), *(n for about in files.values() for n in about))) \
+                and isinstance(manifest['fingerprint'], str)
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(f'{path} is damaged')
+        return manifest
+
+
+def _checksum(manifest: dict) -> int:
+    return zlib.crc32(json.dumps(manifest).encode())
 
 
 class Detection(Part):
@@ -90,6 +126,7 @@ class Detection(Part):
 class Segmentation(Part):
     name = 'segmentation'
     pattern = r'(img_dir|ann_dir)/(train|val)/\d{6}\.png'
+    scanned = '(img_dir|ann_dir)/'
 
     @staticmethod
     def num_train(preset):
@@ -104,6 +141,7 @@ class Segmentation(Part):
 class Classification(Part):
     name = 'classification'
     pattern = r'(train|val)/\d/\d{6}_\d+\.png'
+    scanned = '(train|val)/'
 
     @staticmethod
     def num_train(preset):

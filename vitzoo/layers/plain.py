@@ -1,0 +1,43 @@
+"""When a layer is no more than its weight.
+
+A layer is called, since users' tools put adapters, hooks, masks, parametrisations and quantised weights around it or in its place. To read
+its weight instead is a short cut for layers that are as this package made them.
+"""
+import torch.nn as nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """Whether to call the layer is to call its class's own `forward` on plain parameters: no hooks, no weights of another kind.
+
+    Hooks on all modules at once, which profilers set, do not count.
+    """
+    return not (
+        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
+        or 'forward' in vars(layer)  # put on the object, as offloading tools do
+        or any(p is not None and (not isinstance(p, nn.Parameter) or is_traceable_wrapper_subclass(p)) for p in layer._parameters.values()))
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether the layer is a bare one of exactly this class."""
+    return type(layer) is kind and is_bare(layer)
+
+
+def require_bare(*layers: nn.Module) -> None:
+    """Raise ValueError on a layer that cannot be folded, since it is more than its weight."""
+    for layer in layers:
+        if not is_bare(layer):
+            _refuse(layer)
+
+
+def require_plain(kind: type[nn.Module], *layers: nn.Module) -> None:
+    """Raise ValueError on a layer whose weight does not say all that it computes."""
+    for layer in layers:
+        if not is_plain(layer, kind):
+            _refuse(layer)
+
+
+def _refuse(layer: nn.Module) -> None:
+    raise ValueError(
+        f'{type(layer).__name__} cannot be folded: it has adapters, hooks, a parametrisation, a mask or quantised weights. Merge them by '
+        'merge_and_unload() of peft, torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove; take hooks off.')
