@@ -643,6 +643,18 @@ def test_exports_then_runs_eagerly(name, strict, size):
 
 
 @micro_model
+def test_scripting_is_refused(name):
+    """In one sentence, wherever the model is; what traces still does."""
+    model = build(name)
+    for scripted in (model, build(name, features_only=True), nn.Sequential(nn.Identity(), model)):
+        with pytest.raises(ValueError, match=f'{type(model).__name__} cannot be scripted: .* use torch.compile'):
+            torch.jit.script(scripted)
+    x = image(*fit(model))
+    with torch.no_grad():
+        assert_same(torch.jit.trace(model, x, check_trace=False)(x), model(x))
+
+
+@micro_model
 def test_traced_by_fx(name):
     """As timm does it: what has control flow in it stays a leaf."""
     feature_extraction = pytest.importorskip('torchvision.models.feature_extraction')

@@ -22,6 +22,11 @@ class PublishedWeights:
     def load_pretrained(self, path: str) -> None:
         load_checkpoint(self, path, reset_head=self.num_classes != self.pretrained_cfg['num_classes'])
 
+    def __prepare_scriptable__(self):
+        """torch.jit.script calls this of every module, first of all."""
+        raise ValueError(f'{type(self).__name__} cannot be scripted: torch.jit.script is deprecated; use torch.compile, torch.export or '
+                         'torch.jit.trace.')
+
 
 def checkpoint_filter_fn(state: StateDict, model: nn.Module) -> StateDict:
     """Any layout of the model's family to ours, in the form that timm's builder wants where it reads by itself (`hf-hub:` names)."""
