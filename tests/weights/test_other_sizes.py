@@ -94,7 +94,7 @@ def test_positions_of_timm_s_models(tmp_path):
 
 
 @pytest.mark.parametrize('channels', [1, 4])
-@pytest.mark.parametrize('name', [*zoo.MICRO, 'lookupvit_micro conv'])
+@pytest.mark.parametrize('name', [*zoo.MICRO, 'lookupvit_micro patch', 'lookupvit_micro conv'])
 def test_image_channels(name, channels):
     name, _, stem = name.partition(' ')
     options = dict(stem=stem) if stem else {}

@@ -449,7 +449,7 @@ class LookupViT(Columnar, nn.Module):
             flatten=False, strict_img_size=False, **dd)
         if stem == 'conv':
             self.patch_embed.proj = conv_stem(in_chans, embed_dim, patch_size[0], **dd)
-            self._traits = {'first_conv': 'patch_embed.proj.0.conv'}  # read by timm and `load_checkpoint`
+        self._traits = {'first_conv': 'patch_embed.proj' if stem == 'patch' else 'patch_embed.proj.0.conv'}  # read by whoever loads weights
         self.blocks = nn.Sequential(*(
             Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, pre_norm, rate, writes=self.two_heads or i < depth - 1, **dd)
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))))
