@@ -1,5 +1,7 @@
 """Parts that more than one family uses."""
 from .activations import Gelu as Gelu
+from .attention import SoftmaxAttention as SoftmaxAttention
+from .attention import attend as attend
 from .checks import MOST as MOST
 from .checks import MOST_BLOCKS as MOST_BLOCKS
 from .checks import check_choice as check_choice

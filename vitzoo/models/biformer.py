@@ -7,6 +7,7 @@ attention; they are different functions, and weights of one do not work in the o
 
 Shapes: B batch, H W map, C channels in heads of d, M = rows * cols regions of P = h * w pixels, k chosen regions.
 """
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,19 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
 from ..arguments import check_range, check_types
-from ..layers import MOST, Gelu, check_ratios, check_stages, fold_batch_norm, fold_identity, on_nchw, per_size, require_plain, residual_conv
+from ..layers import (
+    MOST,
+    Gelu,
+    SoftmaxAttention,
+    check_ratios,
+    check_stages,
+    fold_batch_norm,
+    fold_identity,
+    on_nchw,
+    per_size,
+    require_plain,
+    residual_conv,
+)
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -67,7 +80,8 @@ def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
-def attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor, num_heads: int) -> torch.Tensor:
+def attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor, num_heads: int,
+                    sdp_attn: Callable) -> torch.Tensor:
     """Attention to the pixels of the chosen regions, which are gathered: (B * M, P, C), (B, M, k) -> (B * M, heads, P, d).
 
     Paper, equations 5 and 6. A region is one row of the gather. The scale is that of the whole width, as published.
@@ -77,11 +91,11 @@ def attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: t
     rows = (chosen + torch.arange(0, B * M, M, device=chosen.device)[:, None, None]).flatten()
     k, v = (x.index_select(0, rows).view(B * M, topk * P, C) for x in (k, v))
     q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=C ** -0.5)
+    return sdp_attn(q, k, v, scale=C ** -0.5)
 
 
 def attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor, region: torch.Tensor,
-                  num_heads: int) -> torch.Tensor:
+                  num_heads: int, sdp_attn: Callable) -> torch.Tensor:
     """The same as attention among all N pixels, less the pairs that were not chosen: (B, H, W, C), (B, M, k) -> (B, heads, N, d).
 
     region (N,) is where each pixel lies. More products than `attend_gathered` has, but no copies: faster while few keys are masked.
@@ -93,7 +107,7 @@ def attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: tor
         mask = torch.full((B, M, M), -torch.inf, device=q.device, dtype=q.dtype).scatter(2, chosen, 0.)
         mask = mask.index_select(2, region).index_select(1, region)[:, None]
     q, k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=C ** -0.5)
+    return sdp_attn(q, k, v, mask, scale=C ** -0.5)
 
 
 def masking_pays(M: int, P: int, topk: int, max_masked: int) -> bool:
@@ -193,6 +207,7 @@ class RoutingAttention(DeployableAttention):
         self.n_win = n_win
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.router = Router(topk)
+        self.sdp_attn = SoftmaxAttention()
         self.lepe = make_lepe(dim, **dd)
         self.wo = nn.Linear(dim, dim, **dd)
 
@@ -208,12 +223,12 @@ class RoutingAttention(DeployableAttention):
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             q, k, v = project(self.qkv, x)
             chosen = self.router(region_means(q, h, w), region_means(k, h, w))
-            y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads)
+            y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads, self.sdp_attn)
             y = add_attention(on_nchw(self.lepe, v.contiguous()), y, fused=self.fused)
         else:
             q, k, v = project(self.qkv, to_regions(x, rows, cols))
             chosen = self.router(*(m.detach().mean(1).view(B, rows * cols, C) for m in (q, k)))
-            y = attend_gathered(q, k, v, chosen, self.num_heads)
+            y = attend_gathered(q, k, v, chosen, self.num_heads, self.sdp_attn)
             y = add_attention(on_nchw(self.lepe, to_map(v, rows, cols, h)), y, rows, cols, self.fused)
         return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
@@ -236,6 +251,7 @@ class NchwRoutingAttention(DeployableAttention):
         self.n_win = n_win
         self.qkv_linear = nn.Linear(dim, 3 * dim, **dd)  # names that keep the two generations' files apart
         self.router = Router(topk)
+        self.sdp_attn = SoftmaxAttention()
         self.lepe = make_lepe(dim, **dd)
         self.output_linear = nn.Linear(dim, dim, **dd)
 
@@ -251,10 +267,10 @@ class NchwRoutingAttention(DeployableAttention):
         chosen = self.router(region_means(q, h, w), region_means(k, h, w))
         q, k, v = (complete(m, h, w) for m in (q, k, v))
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
-            y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads)
+            y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads, self.sdp_attn)
             y = add_attention(on_nchw(self.lepe, v.contiguous()), y, fused=self.fused)
         else:
-            y = attend_gathered(*(to_regions(m, rows, cols) for m in (q, k, v)), chosen, self.num_heads)
+            y = attend_gathered(*(to_regions(m, rows, cols) for m in (q, k, v)), chosen, self.num_heads, self.sdp_attn)
             y = add_attention(on_nchw(self.lepe, v.contiguous()), y, rows, cols, self.fused)
         return self.output_linear(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
@@ -272,12 +288,13 @@ class Attention(DeployableAttention):
         self.num_heads = 8  # of every published width
         self.lepe_of_values = lepe_of_values
         self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
+        self.sdp_attn = SoftmaxAttention()
         self.lepe = make_lepe(dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = project(self.qkv, x)
-        y = F.scaled_dot_product_attention(*(split_heads(m.flatten(1, 2), self.num_heads) for m in qkv))
+        y = self.sdp_attn(*(split_heads(m.flatten(1, 2), self.num_heads) for m in qkv))
         return self.proj(add_attention(on_nchw(self.lepe, qkv[2].contiguous() if self.lepe_of_values else x), y, fused=self.fused))
 
 

@@ -18,7 +18,18 @@ from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
 from ..arguments import check_types
-from ..layers import Gelu, channels_last, check_pair, check_ratios, check_stages, fold_identity, is_plain, on_nchw, residual_conv
+from ..layers import (
+    Gelu,
+    SoftmaxAttention,
+    channels_last,
+    check_pair,
+    check_ratios,
+    check_stages,
+    fold_identity,
+    is_plain,
+    on_nchw,
+    residual_conv,
+)
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -86,13 +97,14 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.sdp_attn = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, M, L, C = x.shape
         qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, C // self.num_heads).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=1)  # (B * M, heads, h * w, d) each
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = self.sdp_attn(q, k, v)
         return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
 
 

@@ -28,7 +28,18 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from timm.models._manipulate import checkpoint
 
 from ..arguments import as_type, check_types
-from ..layers import Gelu, channels_last, check_choice, check_ratios, check_stages, fold_batch_norm, fold_layer_scale, is_plain, per_size
+from ..layers import (
+    Gelu,
+    SoftmaxAttention,
+    channels_last,
+    check_choice,
+    check_ratios,
+    check_stages,
+    fold_batch_norm,
+    fold_layer_scale,
+    is_plain,
+    per_size,
+)
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -224,7 +235,8 @@ def query_windows(H: int, W: int, per_window: int) -> np.ndarray:
 
 # ---- attention
 
-def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, groups: int = 1, mask: torch.Tensor | None = None) -> torch.Tensor:
+def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Callable, groups: int = 1,
+           mask: torch.Tensor | None = None) -> torch.Tensor:
     """Multi-head attention of q (B, Q, C) on kv (B, T, 2C), keys before values.
 
     Each of `groups` equal runs of queries attends to its own run of keys. mask is added to the logits, broadcast to
@@ -233,11 +245,12 @@ def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, groups: int = 1, m
     B, Q, C = q.shape
     q = q.reshape(B * groups, Q // groups, num_heads, C // num_heads).transpose(1, 2)
     k, v = kv.reshape(B * groups, kv.shape[1] // groups, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    x = sdp_attn(q, k, v, mask)
     return x.transpose(1, 2).contiguous().view(B, Q, C)
 
 
-def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: int, near: KeyWindow, pad_mask: str | None) -> torch.Tensor:
+def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Callable, H: int, W: int, near: KeyWindow,
+                pad_mask: str | None) -> torch.Tensor:
     """Attention of the tokens of each window on the keys around it (see `halo_keys`, `patch_keys`).
 
     q (B, M, C) are semantic tokens, or image tokens (B, N, C) in recovery.
@@ -248,14 +261,14 @@ def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: in
         weights = key_weights(H, W, near, pad_mask, num_keys, like=q)
         if weights.shape[0] > 1:
             weights = weights.index_select(0, query_windows(H, W, near.queries, like=q))
-        return attend(q, kv, num_heads, mask=weights[None, None])
+        return attend(q, kv, num_heads, sdp_attn, mask=weights[None, None])
     mask = gathered_mask(H, W, near, pad_mask, like=q).repeat(q.shape[0], 1, 1, 1)
     kv = kv.index_select(1, gathered_keys(H, W, near, pad_mask, like=q))
     if q.shape[1] == rows * cols * near.queries:
-        return attend(q, kv, num_heads, rows * cols, mask)
+        return attend(q, kv, num_heads, sdp_attn, rows * cols, mask)
     tokens = window_tokens(H, W, 0, like=q).clamp(max=H * W - 1)  # whatever padding attends to is cropped
     q = q.index_select(1, tokens)
-    return attend(q, kv, num_heads, rows * cols, mask).index_select(1, token_places(H, W, 0, like=q))
+    return attend(q, kv, num_heads, sdp_attn, rows * cols, mask).index_select(1, token_places(H, W, 0, like=q))
 
 
 def pool_windows(x: torch.Tensor, windows: int) -> torch.Tensor:
@@ -284,6 +297,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * WINDOW - 1) ** 2, num_heads, **dd))
         trunc_normal_(self.relative_position_bias_table, std=.02)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.sdp_attn = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim, **dd)
 
     def position_bias(self) -> torch.Tensor:
@@ -306,7 +320,7 @@ class WindowAttention(nn.Module):
             masked = bias + shift_masks(like=bias)
             bias = masked.index_select(0, window_kinds(H, W, like=x).repeat(B))
         q, k, v = x.reshape(B * rows * cols, WINDOW ** 2, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = self.sdp_attn(q, k, v, bias)
         x = x.transpose(1, 2).contiguous().view(B, rows * cols * WINDOW ** 2, C)
         if padded:
             x = x.index_select(1, token_places(H, W, shift, like=x))
@@ -328,10 +342,11 @@ class TokenAttention(nn.Module):
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
+        self.sdp_attn = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
-        return self.proj(attend(self.q(x), self.kv(context), self.num_heads))
+        return self.proj(attend(self.q(x), self.kv(context), self.num_heads, self.sdp_attn))
 
 
 # ---- blocks

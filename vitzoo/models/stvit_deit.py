@@ -26,6 +26,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from ..arguments import MOST_PIXELS, check_range, check_types
 from ..layers import (
     MOST_BLOCKS,
+    attend,
     check_heads,
     check_image,
     check_options,
@@ -148,7 +149,7 @@ class CrossAttention(Attention):
             q, kv = q[..., :C], kv[..., C:]
         q = q.reshape(B, M, self.num_heads, C // self.num_heads).transpose(1, 2)
         k, v = kv.reshape(B, N, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.)
+        x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, M, C)))
 
 

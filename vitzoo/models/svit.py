@@ -19,6 +19,7 @@ from ..arguments import check_range, check_types
 from ..layers import (
     MOST,
     Gelu,
+    SoftmaxAttention,
     channels_last,
     check_pair,
     check_ratios,
@@ -100,13 +101,14 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.sdp_attn = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, N, C = x.shape
         # (B, heads, N, d) each
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = self.sdp_attn(q, k, v)
         return self.proj(x.transpose(1, 2).contiguous().view(B, N, C))
 
 
