@@ -22,7 +22,7 @@ from ..profiling.latency import take_turns
 from . import verify
 from .deploy import deploy_form
 from .report import ExportReport
-from .simplify import settle_shapes
+from .simplify import simplify
 from .verify import Case, ExportError
 
 TORCHSCRIPT_OPSET = 17  # the newest that the dynamo exporter cannot write
@@ -286,10 +286,11 @@ def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opse
             first = 'objects' if objects else 'batch'
             dynamic = {name: {0: first} for name in names} if objects or dynamic_batch else {}
             torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
-            return onnx.load_from_string(buffer.getvalue())
-        program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
-        proto = program.model_proto
-        settle_shapes(proto)
+            proto = onnx.load_from_string(buffer.getvalue())
+        else:
+            program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
+            proto = program.model_proto
+        simplify(proto)
         return proto
     except Exception as e:  # the exporters raise whatever their stages raise
         raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {e}') from e
