@@ -17,7 +17,17 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
-from ..layers import Gelu, channels_last, check_positive, check_stages, fold_identity, is_plain, on_nchw, residual_conv
+from ..layers import (
+    Gelu,
+    channels_last,
+    check_positive,
+    check_stages,
+    fold_identity,
+    is_plain,
+    join_heads,
+    on_nchw,
+    residual_conv,
+)
 from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
@@ -92,7 +102,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, C // self.num_heads).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=1)  # (B * M, heads, h * w, d) each
         x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
+        return self.proj(join_heads(x).view(B, M, L, C))
 
 
 def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float, fused: bool = True) -> torch.Tensor:

@@ -36,6 +36,7 @@ from ..layers import (
     fold_batch_norm,
     fold_layer_scale,
     is_plain,
+    join_heads,
     per_size,
 )
 from ..weights.layout import Layout
@@ -243,7 +244,7 @@ def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, groups: int = 1, m
     q = q.reshape(B * groups, Q // groups, num_heads, C // num_heads).transpose(1, 2)
     k, v = kv.reshape(B * groups, kv.shape[1] // groups, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return x.transpose(1, 2).contiguous().view(B, Q, C)
+    return join_heads(x).view(B, Q, C)
 
 
 def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, H: int, W: int, near: KeyWindow, pad_mask: str | None) -> torch.Tensor:
@@ -316,7 +317,7 @@ class WindowAttention(nn.Module):
             bias = masked.index_select(0, window_kinds(H, W, like=x).repeat(B))
         q, k, v = x.reshape(B * rows * cols, WINDOW ** 2, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        x = x.transpose(1, 2).contiguous().view(B, rows * cols * WINDOW ** 2, C)
+        x = join_heads(x).view(B, rows * cols * WINDOW ** 2, C)
         if padded:
             x = x.index_select(1, token_places(H, W, shift, like=x))
         return self.proj(x)
