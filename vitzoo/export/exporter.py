@@ -1,5 +1,4 @@
 """`vitzoo.export_onnx`: from a PyTorch model to an ONNX file that was run and compared."""
-import copy
 import io
 import json
 import logging
@@ -20,7 +19,7 @@ from ..extras import require
 from ..facts import image_shape, model_name
 from ..profiling.latency import take_turns
 from . import verify
-from .deploy import deploy_form
+from .deploy import deploy_form, inference_copy
 from .report import ExportReport
 from .simplify import simplify
 from .verify import Case, ExportError
@@ -79,7 +78,8 @@ def export_onnx(
     those above; `objects`, if its outputs have an entry for each object found in a single image (see `vitzoo.mm.deploy`).
 
     Raises:
-        ValueError: before any work, if an argument is bad or the model cannot be exported.
+        ValueError: before any work, if an argument is bad or the model cannot be exported, such as one with adapters in layers that are
+            folded.
         ExportError: if the exporter fails or the file disagrees with PyTorch.
         ImportError: if the extra `onnx` is not installed.
     """
@@ -108,7 +108,7 @@ def export_onnx(
     with _temporary(path) as temporary, _steps(progress) as step:
         step('run in PyTorch')
         # in float32 on the CPU whatever the caller has; the file is made of `deployed` and compared with `plain`
-        plain = copy.deepcopy(model).requires_grad_(False).eval().float().cpu()
+        plain = inference_copy(model).cpu()
         deployed = deploy_form(plain)
         batches = BATCHES if dynamic_batch else (1,) * len(verify.SEEDS)
         notes = []
