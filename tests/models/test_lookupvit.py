@@ -15,7 +15,8 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import vitzoo
-from vitzoo.models.lookupvit import Block, Gather, Infuse, resize_matrix, resize_table, resize_tokens
+from vitzoo.layers.resample import resize_matrix, resize_table, resize_tokens
+from vitzoo.models.lookupvit import Block, Gather, Infuse
 
 FORMS = [dict(), dict(pre_norm=True)]
 

@@ -9,6 +9,8 @@ from timm.layers import SelectAdaptivePool2d
 from timm.utils import reparameterize_model
 from torch import nn
 
+from ..layers.plain import FoldError, holds_other_weights
+
 RUNTIMES = ('onnx',)
 
 
@@ -16,12 +18,27 @@ def deploy_form(model: nn.Module, runtime: str = 'onnx') -> nn.Module:
     """A float32 copy of a model in inference form, folded and written as a runtime wants it; for timm's and other models too.
 
     Raises:
-        ValueError: on a runtime that nothing is known about.
+        ValueError: on a runtime that nothing is known about; on a layer that cannot be folded, since it has adapters, hooks,
+            parametrisations or weights of another kind, with its name.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f'runtime={runtime!r}: expected {" or ".join(map(repr, RUNTIMES))}.')
-    model = copy.deepcopy(model).requires_grad_(False).eval().float()
-    return _deploy(reparameterize_model(model, inplace=True), runtime, {}).eval()
+    model = inference_copy(model)
+    try:
+        return _deploy(reparameterize_model(model, inplace=True), runtime, {}).eval()
+    except FoldError as e:
+        raise FoldError(e.layer, next((name for name, module in model.named_modules() if module is e.layer), '')) from None
+
+
+def inference_copy(model: nn.Module) -> nn.Module:
+    """A float32 copy in eval mode that asks for no gradients.
+
+    Raises ValueError on weights that can be neither copied nor traced: tensors of another kind, or made anew before each call.
+    """
+    for name, module in model.named_modules():
+        if holds_other_weights(module):
+            raise FoldError(module, name)
+    return copy.deepcopy(model).requires_grad_(False).eval().float()
 
 
 def _deploy(module: nn.Module, runtime: str, done: dict[nn.Module, nn.Module]) -> nn.Module:

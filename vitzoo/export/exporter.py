@@ -1,5 +1,4 @@
 """`vitzoo.export_onnx`: from a PyTorch model to an ONNX file that was run and compared."""
-import copy
 import io
 import json
 import logging
@@ -21,9 +20,9 @@ from ..extras import require
 from ..facts import image_shape, model_name
 from ..profiling.latency import take_turns
 from . import verify
-from .deploy import deploy_form
+from .deploy import deploy_form, inference_copy
 from .report import ExportReport
-from .simplify import settle_shapes
+from .simplify import simplify
 from .verify import Case, ExportError
 
 TORCHSCRIPT_OPSET = 17  # the newest that the dynamo exporter cannot write
@@ -81,7 +80,8 @@ def export_onnx(
     those above; `objects`, if its outputs have an entry for each object found in a single image (see `vitzoo.mm.deploy`).
 
     Raises:
-        ValueError: before any work, if an argument is bad or the model cannot be exported.
+        ValueError: before any work, if an argument is bad or the model cannot be exported, such as one with adapters in layers that are
+            folded.
         ExportError: if the exporter fails or the file disagrees with PyTorch.
         ImportError: if the extra `onnx` is not installed.
     """
@@ -107,7 +107,7 @@ def export_onnx(
     with _temporary(path) as temporary, _steps(progress) as step:
         step('run in PyTorch')
         # in float32 on the CPU whatever the caller has; the file is made of `deployed` and compared with `plain`
-        plain = copy.deepcopy(model).requires_grad_(False).eval().float().cpu()
+        plain = inference_copy(model).cpu()
         deployed = deploy_form(plain)
         batches = BATCHES if dynamic_batch else (1,) * len(verify.SEEDS)
         notes = []
@@ -285,10 +285,11 @@ def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opse
             first = 'objects' if objects else 'batch'
             dynamic = {name: {0: first} for name in names} if objects or dynamic_batch else {}
             torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
-            return onnx.load_from_string(buffer.getvalue())
-        program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
-        proto = program.model_proto
-        settle_shapes(proto)
+            proto = onnx.load_from_string(buffer.getvalue())
+        else:
+            program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
+            proto = program.model_proto
+        simplify(proto)
         return proto
     except Exception as e:  # the exporters raise whatever their stages raise
         raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {e}') from e

@@ -19,11 +19,14 @@ from .fold import fold_batch_norm as fold_batch_norm
 from .fold import fold_identity as fold_identity
 from .fold import fold_layer_scale as fold_layer_scale
 from .fold import fold_norm_before as fold_norm_before
+from .heads import join_heads as join_heads
 from .nhwc import channels_last as channels_last
 from .nhwc import on_nchw as on_nchw
 from .nhwc import residual_conv as residual_conv
 from .plain import is_plain as is_plain
 from .plain import require_bare as require_bare
 from .plain import require_plain as require_plain
+from .resample import resize_table as resize_table
+from .resample import resize_tokens as resize_tokens
 from .tables import per_size as per_size
 from .tables import specialize_size as specialize_size

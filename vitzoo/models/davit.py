@@ -27,6 +27,7 @@ from ..layers import (
     check_stages,
     fold_identity,
     is_plain,
+    join_heads,
     on_nchw,
     residual_conv,
 )
@@ -104,8 +105,7 @@ class WindowAttention(nn.Module):
         B, M, L, C = x.shape
         qkv = self.qkv(x).view(B * M, L, 3 * self.num_heads, C // self.num_heads).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=1)  # (B * M, heads, h * w, d) each
-        x = self.sdp_attn(q, k, v)
-        return self.proj(x.transpose(1, 2).contiguous().view(B, M, L, C))
+        return self.proj(join_heads(self.sdp_attn(q, k, v)).view(B, M, L, C))
 
 
 def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float, fused: bool = True) -> torch.Tensor:

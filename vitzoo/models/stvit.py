@@ -38,6 +38,7 @@ from ..layers import (
     fold_batch_norm,
     fold_layer_scale,
     is_plain,
+    join_heads,
     per_size,
 )
 from ..weights.layout import Layout
@@ -245,8 +246,7 @@ def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Callable
     B, Q, C = q.shape
     q = q.reshape(B * groups, Q // groups, num_heads, C // num_heads).transpose(1, 2)
     k, v = kv.reshape(B * groups, kv.shape[1] // groups, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-    x = sdp_attn(q, k, v, mask)
-    return x.transpose(1, 2).contiguous().view(B, Q, C)
+    return join_heads(sdp_attn(q, k, v, mask)).view(B, Q, C)
 
 
 def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Callable, H: int, W: int, near: KeyWindow,
@@ -320,8 +320,7 @@ class WindowAttention(nn.Module):
             masked = bias + shift_masks(like=bias)
             bias = masked.index_select(0, window_kinds(H, W, like=x).repeat(B))
         q, k, v = x.reshape(B * rows * cols, WINDOW ** 2, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = self.sdp_attn(q, k, v, bias)
-        x = x.transpose(1, 2).contiguous().view(B, rows * cols * WINDOW ** 2, C)
+        x = join_heads(self.sdp_attn(q, k, v, bias)).view(B, rows * cols * WINDOW ** 2, C)
         if padded:
             x = x.index_select(1, token_places(H, W, shift, like=x))
         return self.proj(x)

@@ -19,7 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Attention, resample_abs_pos_embed, trunc_normal_
+from timm.layers import Attention, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -37,6 +37,7 @@ from ..layers import (
     is_plain,
     per_size,
     precision_of,
+    resize_table,
     specialize_size,
 )
 from ..weights.adapt import Positions
@@ -99,8 +100,7 @@ def window_of_position(h: int, w: int, rows: int, cols: int) -> np.ndarray:
 @register_notrace_function
 def position_table(pos_embed: torch.Tensor, size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
     """The table of `grid_size`, resampled if the map has another size."""
-    size = tuple(size)
-    return pos_embed if size == grid_size else resample_abs_pos_embed(pos_embed, list(size), list(grid_size), num_prefix_tokens=0)
+    return resize_table(pos_embed, tuple(grid_size), tuple(size), 'bicubic')
 
 
 def weighted_means(windows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

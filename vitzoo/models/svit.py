@@ -28,6 +28,7 @@ from ..layers import (
     fold_identity,
     fold_layer_scale,
     fold_norm_before,
+    join_heads,
     on_nchw,
     per_size,
     require_plain,
@@ -108,8 +109,7 @@ class Attention(nn.Module):
         B, N, C = x.shape
         # (B, heads, N, d) each
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = self.sdp_attn(q, k, v)
-        return self.proj(x.transpose(1, 2).contiguous().view(B, N, C))
+        return self.proj(join_heads(self.sdp_attn(q, k, v)))
 
 
 @register_notrace_module
