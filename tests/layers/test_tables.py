@@ -93,8 +93,8 @@ def test_a_table_of_inference_serves_training():
 
 def test_compiled_at_changing_sizes():
     def last(x):
-        index, _ = both(x.shape[0], like=x)
-        return x.index_select(0, index)[ramp(1, x.shape[0] - 1, like=x)]
+        index, weights = both(x.shape[0], like=x)
+        return x.index_select(0, index).expand(weights.shape[1], -1)[0][ramp(1, x.shape[0] - 1, like=x)]
 
     torch._dynamo.reset()
     compiled = torch.compile(last, backend='aot_eager', fullgraph=True, dynamic=True)

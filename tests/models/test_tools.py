@@ -1,4 +1,4 @@
-"""What users' tools do to a model: norms replaced, adapters, hooks, masks and quantised weights put in, layers kept elsewhere, graphs made."""
+"""What users' tools do to a model: norms replaced, adapters, hooks, masks, quantised weights put in, layers kept elsewhere, graphs made."""
 import copy
 import functools
 
@@ -151,7 +151,7 @@ def test_adapters_are_called_and_merge(name, image):
 @every_micro
 def test_hooks_are_called(name, image):
     model, called = build(name), set()
-    hooked = [path for path, module in model.named_modules() if not [*module.children()] and not isinstance(module, nn.Identity)]
+    hooked = [path for path, module in model.named_modules() if module._parameters and not [*module.children()]]
     for path in hooked:
         model.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: called.add(path))
     model(image)
@@ -297,7 +297,8 @@ def add_mask(model):
 def test_folds_rightly_or_not_at_all(name, add, image):
     model = build(name)
     add(model)
-    expected = model(image)
+    with torch.no_grad():  # a mask's product is kept, and with its graph could not be copied
+        expected = model(image)
     try:
         fused = timm.utils.reparameterize_model(model)
     except ValueError as e:
@@ -307,17 +308,13 @@ def test_folds_rightly_or_not_at_all(name, add, image):
     close(model(image), expected)
 
 
-@pytest.mark.parametrize('add', [adapt, add_hook, add_mask])
 @every_micro
-def test_may_change_after_folding(name, add, image):
-    """A folded model computes with its layers still, whatever is put into them then."""
+def test_adapters_may_come_after_folding(name, image):
     model = timm.utils.reparameterize_model(build(name))
-    plain = model(image)
-    add(model)
-    for _, module in model.named_modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    assert not torch.equal(model(image), plain) or add is not adapt
+    adapters = adapt(model)
+    adapted = model(image)
+    adapted.sum().backward()
+    assert [path for path, adapter in adapters if adapter.calls != 1 or adapter.down.weight.grad is None] == []
 
 
 # ---- batches and function transforms
@@ -341,7 +338,7 @@ def test_vmap(name, image):
 # ---- graphs
 
 @pytest.mark.parametrize('dynamic', [None, True])
-@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in ('svit_micro', 'stvit_deit_micro'), zoo.MICRO))
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'stvit_deit_micro', zoo.MICRO))
 def test_compiles_at_changing_sizes(name, dynamic):
     model = build(name)
     torch._dynamo.reset()
@@ -381,7 +378,7 @@ class _Moves(TorchDispatchMode):
 
 @pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
 @pytest.mark.parametrize('wrapper', [timm.create_model, DenseBackbone])
-@pytest.mark.parametrize('name', zoo.slow_if(zoo.is_large, zoo.NAMES))
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.MICRO, zoo.NAMES))
 def test_second_forward_moves_nothing_between_devices(name, wrapper, train):
     with torch.device('meta'):
         model = wrapper(name).train(train)

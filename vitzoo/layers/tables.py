@@ -7,6 +7,7 @@ from threading import Lock
 
 import numpy as np
 import torch
+import torch._dynamo
 
 MAX_KEPT = 64  # sizes of one table
 
@@ -36,6 +37,8 @@ def per_size(make: Callable[..., np.ndarray | tuple[np.ndarray, ...]]) -> Callab
         with torch.inference_mode(False):  # what training uses later must not be a tensor of inference
             result = tuple(_to_tensor(array, device, dtype) for array in (made if isinstance(made, tuple) else (made,)))
         if not tracing:
+            for tensor in result:
+                torch._dynamo.mark_static(tensor)  # its own sizes are numbers, also where those of images are symbolic
             with lock:
                 kept[key] = result
                 if len(kept) > MAX_KEPT:
