@@ -274,8 +274,8 @@ def test_regions_matter():
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(n_win=0), r'n_win=0: expected a positive'),
-    (dict(n_win=(7, 7, 7, 7)), r'n_win=\(7, 7, 7, 7\): expected .* one for all stages'),
+    (dict(n_win=0), r'n_win=0: expected 1 to 256'),
+    (dict(n_win=(7, 7, 7, 7)), r'n_win=\(7, 7, 7, 7\): expected an integer'),
     (dict(topks=(1, 4, 16)), r'topks=\(1, 4, 16\): expected one value per stage'),
     (dict(topks=(1, 4, 50, -2)), r'topks=\(1, 4, 50, -2\): expected 1 to n_win \*\* 2 = 49 regions, or -2'),
     (dict(topks=(1, 4, 16, -1)), r'topks=.*or -2'),

@@ -533,7 +533,7 @@ def test_position_encoding():
 @pytest.mark.parametrize('kwargs, message', [
     (dict(depths=(1, 1)), r'depths=\(1, 1\): expected one value per stage'),
     (dict(depths=(1, 1, 0, 1)), r'depths=\(1, 1, 0, 1\).*at least 1'),
-    (dict(num_heads=3), r'num_heads=3: expected one value per stage'),
+    (dict(num_heads=3), r'num_heads=3: expected a list of integers'),
     (dict(num_heads=(1, 2, 3, 0)), r'num_heads=\(1, 2, 3, 0\)'),
     (dict(embed_dims=(30, 64, 96, 161)), r'161 channels must divide into 5 heads'),
     (dict(window_size=0), r'window_size=0: expected a positive'),

@@ -9,10 +9,12 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
            drop: nn.Module, fused: bool) -> torch.Tensor:
     """Queries (B, heads, Q, d), keys and values (B, heads, T, d) -> (B, heads, Q, d). The mask is added to the logits.
 
-    scale: of the logits, d ** -0.5 by default. drop: the dropout that acts on the map, (B, heads, Q, T), which only exists if not fused.
+    scale: of the logits, d ** -0.5 by default. drop: a dropout, or an identity, that acts on the map (B, heads, Q, T); it is called if not
+    fused, where alone there is such a map.
     """
     if fused:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=drop.p if drop.training else 0., scale=scale)
+        rate = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.
+        return F.scaled_dot_product_attention(q, k, v, mask, rate, scale=scale)
     logits = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1)
     if mask is not None:
         logits = logits + mask
@@ -28,7 +30,7 @@ class SoftmaxAttention(nn.Module):
     def __init__(self):
         super().__init__()
         self.fused_attn = use_fused_attn()
-        self.attn_drop = nn.Dropout(0.)
+        self.attn_drop = nn.Identity()
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None,
                 scale: float | None = None) -> torch.Tensor:

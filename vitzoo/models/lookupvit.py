@@ -34,7 +34,7 @@ from timm.models._input import update_model_args
 from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
-from ..arguments import MOST_PIXELS, check_range, check_types, show
+from ..arguments import MOST_PIXELS, as_type, check_range, check_types, show
 from ..layers import (
     MOST_BLOCKS,
     check_choice,
@@ -446,7 +446,6 @@ class LookupViT(Columnar, nn.Module):
             self.add_module(f'fc_norm{suffix}', norm)
             self.add_module(f'head{suffix}', head.train(self.training))
 
-    @check_types
     def set_compressed_size(self, size: int | Size) -> None:
         """Use another number of compressed tokens from now on: rows and columns of their grid, one number for both.
 
@@ -454,7 +453,7 @@ class LookupViT(Columnar, nn.Module):
 
         Raises ValueError unless both are positive.
         """
-        self.compressed_size = check_pair('compressed_size', size)
+        self.compressed_size = check_pair('compressed_size', as_type('compressed_size', size, int | Size))
         update_model_args(self, compressed_size=self.compressed_size)
 
     @property
