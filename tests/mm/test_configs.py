@@ -354,3 +354,32 @@ def test_gpu_config_is_left_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     cfg, before = setup(distributed_config(), launcher='pytorch'), distributed_config()
     assert all(cfg[key] == before[key] for key in before) and cfg.launcher == 'pytorch'
+
+
+@functools.cache
+def backbones_to_synchronise():
+    """The different backbones of all configs whose batch norms mmengine replaces where training is distributed, smallest first."""
+    found = {}
+    for name in NAMES:
+        cfg = _parsed(name)
+        model = cfg.model.get('backbone')
+        if model is not None and model.get('type') == 'vitzoo.Backbone':
+            options = {key: value for key, value in model.items() if key not in ('init_cfg', 'pretrained', 'checkpoint_path', 'with_cp')}
+            found.setdefault(repr(sorted(options.items())), options)
+    return list(found.values())
+
+
+@pytest.mark.slow
+def test_synchronised_norms_change_nothing():
+    """`sync_bn='torch'` as training on several devices does it; on one device `setup` takes it out of a config."""
+    from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+    from mmengine.registry import MODELS
+    image = torch.randn(1, 3, 96, 128)
+    for options in backbones_to_synchronise():
+        model = MODELS.build(copy.deepcopy(options)).eval()
+        with torch.no_grad():
+            expected = model(image)
+            for convert in convert_sync_batchnorm, revert_sync_batchnorm:
+                model = convert(model).eval()
+                for found, right in zip(model(image), expected, strict=True):
+                    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4, msg=f'{options}: another map after {convert.__name__}')
