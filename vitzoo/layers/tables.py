@@ -36,7 +36,7 @@ def per_size(make: Callable[..., np.ndarray | tuple[np.ndarray, ...]]) -> Callab
         made = arrays(*sizes)
         with torch.inference_mode(False):  # what training uses later must not be a tensor of inference
             result = tuple(_to_tensor(array, device, dtype) for array in (made if isinstance(made, tuple) else (made,)))
-        if not tracing:
+        if not tracing and not any(map(_is_fake, result)):  # torch.fx has a proxy for the device
             for tensor in result:
                 torch._dynamo.mark_static(tensor)  # its own sizes are numbers, also where those of images are symbolic
             with lock:
