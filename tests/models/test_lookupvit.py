@@ -1,6 +1,7 @@
 """What is special about LookupViT: the exchange of tokens against plain loops, the invariants of its description, a ViT as a start."""
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def test_without_the_exchange_a_lookup_token_depends_on_its_patch_alone():
 def test_convolutional_stem():
     """Half the width at twice the resolution, down to the image; the same grid as of patches, also where the image is padded."""
     model = timm.create_model('lookupvit_micro').eval()
-    widths = [tuple(m.weight.shape[:2]) for m in model.patch_embed.proj.modules() if isinstance(m, nn.Conv2d)]
+    widths = [tuple(m.weight.shape[:2]) for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [(32, 3), (64, 32), (128, 64), (128, 128)] and sum(p.numel() for p in model.parameters()) == 1_865_968
     with torch.no_grad():
         assert model.forward_intermediates(image(50, 70), intermediates_only=True)[-1].shape == (2, 128, 7, 9)
@@ -603,3 +604,22 @@ def test_learns():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize('head', ['both', 'compressed'])
+def test_files_with_the_former_names_of_the_stem(head):
+    """All its convolutions were once in a Sequential called `proj`."""
+    model = timm.create_model('lookupvit_micro')
+    state = model.state_dict()
+    last = len(model.patch_embed.stem)
+    rename = {'patch_embed.proj.': f'patch_embed.proj.{last}.', 'patch_embed.stem.': 'patch_embed.proj.'}
+    former = {re.sub(r'^patch_embed\.(proj|stem)\.', lambda match: rename[match[0]], name): value for name, value in state.items()}
+    assert 'patch_embed.proj.0.conv.weight' in former
+    other = timm.create_model('lookupvit_micro', head=head)
+    report = vitzoo.load_checkpoint(other, former)
+    assert not report.new and report.renamed['patch_embed.proj.0.conv.weight'] == 'patch_embed.stem.0.conv.weight'
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_what_is_called_proj_is_a_layer():
+    assert {type(m) for path, m in timm.create_model('lookupvit_micro').named_modules() if path.endswith('proj')} == {nn.Linear, nn.Conv2d}

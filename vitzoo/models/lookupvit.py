@@ -34,7 +34,7 @@ from timm.models._input import update_model_args
 from timm.models._manipulate import named_apply
 from timm.models.vision_transformer import Block as RefineBlock
 
-from ..arguments import MOST_PIXELS, as_type, check_range, check_types, show
+from ..arguments import MOST_PIXELS, as_type, check_range, check_types
 from ..layers import (
     MOST_BLOCKS,
     check_choice,
@@ -207,16 +207,22 @@ class Infuse(nn.Module):
         return self
 
 
-def conv_stem(in_chans: int, dim: int, stride: int, device=None, dtype=None) -> nn.Sequential:
+class ConvStem(nn.Module):
     """Images (B, in_chans, H, W) to (B, dim, H / stride, W / stride): 3x3 convolutions of stride 2 that double the width, and one more."""
-    dd = {'device': device, 'dtype': dtype}
-    num = stride.bit_length() - 1
-    dims = [in_chans, *(dim >> i for i in reversed(range(num)))]
-    layers = [nn.Sequential(OrderedDict(
-        conv=nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, bias=False, **dd),
-        bn=nn.BatchNorm2d(out_dim, **dd),  # without an activation in it, which tools that replace batch norms would drop
-        act=nn.GELU())) for in_dim, out_dim in zip(dims[:-1], dims[1:], strict=True)]
-    return nn.Sequential(*layers, nn.Conv2d(dim, dim, 3, padding=1, **dd))
+
+    def __init__(self, in_chans: int, dim: int, stride: int, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.patch_size = (stride, stride)
+        dims = [in_chans, *(dim >> i for i in reversed(range(stride.bit_length() - 1)))]
+        self.stem = nn.Sequential(*(nn.Sequential(OrderedDict(
+            conv=nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, bias=False, **dd),
+            bn=nn.BatchNorm2d(out_dim, **dd),  # without an activation in it, which tools that replace batch norms would drop
+            act=nn.GELU())) for in_dim, out_dim in zip(dims[:-1], dims[1:], strict=True)))
+        self.proj = nn.Conv2d(dim, dim, 3, padding=1, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(self.stem(x))
 
 
 class Block(nn.Module):
@@ -284,6 +290,10 @@ VIT = FromViT(
 )
 
 
+# Once all convolutions of the stem were called `proj`, where tools expect a layer.
+_STEM_RULES = ((r'^patch_embed\.proj\.(\d+)\.(conv|bn)\.', r'patch_embed.stem.\1.\2.'), (r'^patch_embed\.proj\.\d+\.', 'patch_embed.proj.'))
+
+
 @dataclass(frozen=True)
 class OfTwoHeads(Layout):
     """Our own names with both heads, for a model that classifies the compressed tokens alone: its last block writes nothing back."""
@@ -291,7 +301,7 @@ class OfTwoHeads(Layout):
     def convert(self, state: StateDict, model: nn.Module) -> Conversion:
         idle = '|'.join(str(i) for i, block in enumerate(model.blocks) if not block.writes)
         rules = (r'^(fc_norm|head)_lookup\.', None), (rf'^blocks\.({idle})\.(infuse|norm|mlp)\.', None)
-        return Layout(self.name, self.marker, rules=rules).convert(state, model)
+        return Layout(self.name, self.marker, rules=(*_STEM_RULES, *rules)).convert(state, model)
 
 
 TWO_HEADS = OfTwoHeads(
@@ -300,6 +310,12 @@ TWO_HEADS = OfTwoHeads(
     own_marker=r'^blocks\.\d+\.gather\.',
     suits=lambda model: not model.two_heads,
     ours=True,
+)
+FORMER_STEM = Layout(
+    name=TWO_HEADS.name,
+    marker=r'^patch_embed\.proj\.0\.conv\.',
+    ours=True,
+    rules=_STEM_RULES,
 )
 
 
@@ -349,7 +365,7 @@ class LookupViT(Columnar, nn.Module):
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = (VIT, TWO_HEADS)
+    layouts = (VIT, TWO_HEADS, FORMER_STEM)
     exportable_dynamic_size = 'its position tables are resampled for one size'  # read by vitzoo.export
 
     @check_types
@@ -386,8 +402,9 @@ class LookupViT(Columnar, nn.Module):
         check_heads(embed_dim, num_heads)
         check_range(1, MOST_BLOCKS, depth=depth)
         check_ratios((embed_dim,), mlp_ratio=mlp_ratio, lookup_mlp_ratio=lookup_mlp_ratio)
-        if stem != 'patch' and (stem != 'conv' or patch_size[0] != patch_size[1] or patch_size[0].bit_count() != 1 or patch_size[0] < 2):
-            raise ValueError(f"stem={show(stem)}, patch_size={patch_size}: expected 'patch', or 'conv' with a power of two from 2 on.")
+        check_choice('stem', stem, 'patch', 'conv')
+        if stem == 'conv' and (patch_size[0] != patch_size[1] or patch_size[0].bit_count() != 1 or not 2 <= patch_size[0] <= 2 * embed_dim):
+            raise ValueError(f"stem='conv', patch_size={patch_size}: expected a power of two, from 2 to twice embed_dim={embed_dim}.")
         check_range(1e-6, 1000, pos_std=pos_std)
         if train_sizes == ():
             raise ValueError(f'train_sizes={train_sizes}: expected compressed sizes to draw from, or None.')
@@ -407,12 +424,13 @@ class LookupViT(Columnar, nn.Module):
 
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size), embed_dim, **dd))
         self.pos_compressed = nn.Parameter(torch.empty(1, math.prod(self.table_size), embed_dim, **dd))
-        self.patch_embed = PatchEmbed(
-            tuple(n * p for n, p in zip(self.grid_size, patch_size, strict=True)), patch_size, in_chans, embed_dim,
-            flatten=False, strict_img_size=False, **dd)
         if stem == 'conv':
-            self.patch_embed.proj = conv_stem(in_chans, embed_dim, patch_size[0], **dd)
-        self._traits = {'first_conv': 'patch_embed.proj' if stem == 'patch' else 'patch_embed.proj.0.conv'}  # read by whoever loads weights
+            self.patch_embed = ConvStem(in_chans, embed_dim, patch_size[0], **dd)
+        else:
+            self.patch_embed = PatchEmbed(
+                tuple(n * p for n, p in zip(self.grid_size, patch_size, strict=True)), patch_size, in_chans, embed_dim,
+                flatten=False, strict_img_size=False, **dd)
+        self._traits = {'first_conv': 'patch_embed.proj' if stem == 'patch' else 'patch_embed.stem.0.conv'}  # read by whoever loads weights
         self.blocks = nn.Sequential(*(
             Block(embed_dim, num_heads, mlp_ratio, lookup_mlp_ratio, qkv_bias, pre_norm, rate, writes=self.two_heads or i < depth - 1, **dd)
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))))
@@ -609,7 +627,7 @@ def _described() -> dict:
 
 default_cfgs = generate_default_cfgs({
     'lookupvit_micro.untrained': _cfg(
-        description='our own, for tests and tutorials; no weights', first_conv='patch_embed.proj.0.conv'),
+        description='our own, for tests and tutorials; no weights', first_conv='patch_embed.stem.0.conv'),
     'lookupvit_tiny_patch16.untrained': _described(),
     'lookupvit_small_patch16.untrained': _described(),
     'lookupvit_base_patch16.untrained': _described(),
