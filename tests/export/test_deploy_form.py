@@ -36,6 +36,14 @@ def test_module_in_two_places_stays_one():
     torch.testing.assert_close(deployed(x), model(x))
 
 
+def test_parametrised_layer_becomes_plain_and_its_original_stays():
+    model, x = nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3)
+    nn.utils.parametrizations.orthogonal(model[0])
+    deployed = deploy_form(model)
+    assert type(deployed[0]) is nn.Linear and nn.utils.parametrize.is_parametrized(model[0], 'weight')
+    torch.testing.assert_close(deployed(x), model(x))
+
+
 def test_unknown_runtime_is_refused():
     with pytest.raises(ValueError, match="runtime='abacus': expected 'onnx'"):
         deploy_form(nn.Identity(), 'abacus')

@@ -233,6 +233,20 @@ def test_what_the_exporter_cannot_do_is_named(folder):
     assert (folder / 'model.onnx').read_bytes() == b'older'
 
 
+@pytest.mark.parametrize('opset', [17, 20])
+def test_failure_of_the_exporter_is_one_line(opset, folder, capfd):
+    """The exporters give advice on many lines, and the older one prints its graph."""
+    class Antialiased(Tiny):
+        def forward(self, x):
+            size = (24, 24) if opset == 17 else (int(x.mean().item()) + 24, 24)  # unknown there; a size that depends on values
+            return super().forward(nn.functional.interpolate(x, size, mode='bicubic', antialias=True))
+
+    with pytest.raises(ExportError) as error:
+        vitzoo.export_onnx(Antialiased(), folder / 'model.onnx', 16, opset=opset)
+    assert '\n' not in str(error.value) and '\x1b' not in str(error.value)
+    assert capfd.readouterr().out == ''
+
+
 def test_a_size_frozen_into_the_graph_is_found(folder):
     class Frozen(nn.Module):
         def __init__(self):

@@ -8,6 +8,7 @@ import copy
 from timm.layers import SelectAdaptivePool2d
 from timm.utils import reparameterize_model
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..layers.plain import FoldError, holds_other_weights
 
@@ -18,8 +19,8 @@ def deploy_form(model: nn.Module, runtime: str = 'onnx') -> nn.Module:
     """A float32 copy of a model in inference form, folded and written as a runtime wants it; for timm's and other models too.
 
     Raises:
-        ValueError: on a runtime that nothing is known about; on a layer that cannot be folded, since it has adapters, hooks,
-            parametrisations or weights of another kind, with its name.
+        ValueError: on a runtime that nothing is known about; on a layer that cannot be folded, since it has adapters, hooks or weights of
+            another kind, with its name.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f'runtime={runtime!r}: expected {" or ".join(map(repr, RUNTIMES))}.')
@@ -31,14 +32,27 @@ def deploy_form(model: nn.Module, runtime: str = 'onnx') -> nn.Module:
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
-    """A float32 copy in eval mode that asks for no gradients.
+    """A float32 copy in eval mode that asks for no gradients; parametrised weights become plain ones.
 
     Raises ValueError on weights that can be neither copied nor traced: tensors of another kind, or made anew before each call.
     """
     for name, module in model.named_modules():
         if holds_other_weights(module):
             raise FoldError(module, name)
-    return copy.deepcopy(model).requires_grad_(False).eval().float()
+    model = copy.deepcopy(model).requires_grad_(False).eval().float()
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            _drop_parametrizations(module)
+    return model
+
+
+def _drop_parametrizations(module: nn.Module) -> None:
+    """Keep what they make of the weights; PyTorch's own way changes a class that the module shares with the one it is a copy of."""
+    weights = {name: getattr(module, name).detach() for name in module.parametrizations}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
 def _deploy(module: nn.Module, runtime: str, done: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -198,14 +198,17 @@ def _steps(show: bool):
 @contextmanager
 def _quiet():
     """Silence the exporters' remarks for the time of a call."""
+    log = torch._C._jit_onnx_log
     levels = {name: logging.getLogger(name).level for name in _CHATTY}
     try:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
+        torch._C._jit_onnx_log = lambda *args: None  # the older exporter prints its whole graph where it fails, also if asked not to
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
+        torch._C._jit_onnx_log = log
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
@@ -291,8 +294,9 @@ def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opse
             proto = program.model_proto
         simplify(proto)
         return proto
-    except Exception as e:  # the exporters raise whatever their stages raise
-        raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {e}') from e
+    except Exception as e:  # the exporters raise whatever their stages raise, with advice on many lines around the cause
+        reason = next((line for line in str(e.__cause__ or e).splitlines() if line.strip()), type(e).__name__)
+        raise ExportError(f'{type(model).__name__} could not be exported at opset {opset}: {reason}') from e
 
 
 def _write(proto, metadata: dict, path: Path) -> None:

@@ -110,6 +110,14 @@ def merge_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     return x.view(B, num_heads, T, d).transpose(1, 2).contiguous().view(B, T, num_heads * d)
 
 
+def conv_by_head(weight: torch.Tensor, num_heads: int) -> nn.Conv1d:
+    """A matrix (o, i) for each head, (heads * o, i) in all, as a convolution (B, heads * i, M) -> (B, heads * o, M)."""
+    out_channels, in_channels = weight.shape
+    conv = nn.Conv1d(num_heads * in_channels, out_channels, 1, groups=num_heads, bias=False, device='meta')  # no memory, no random numbers
+    conv.weight = nn.Parameter(weight.detach()[:, :, None], requires_grad=False)
+    return conv
+
+
 class Gather(nn.Module):
     """Compressed tokens look up: cross-attention from C (B, M, D) to L (B, N, D).
 
@@ -122,6 +130,7 @@ class Gather(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.reorder = False
+        self.v_conv = None  # see `deploy`
         self.norm = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
         self.norm_lookup = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
         # separate, since the norm of the keys would first copy them out of a joint projection
@@ -149,7 +158,10 @@ class Gather(nn.Module):
         """A (L Wv) as (A L) Wv: the value projection, without its bias, acts on M tokens a head instead of all N; (B, M, D)."""
         B, D = lookup.shape[0], lookup.shape[2]
         M = attention.shape[1] // self.num_heads
-        x = torch.bmm(attention, lookup).view(B, self.num_heads, M, D).transpose(0, 1).contiguous().view(self.num_heads, B * M, D)
+        x = torch.bmm(attention, lookup).view(B, self.num_heads, M, D)
+        if self.v_conv is not None:
+            return self.v_conv(x.transpose(2, 3).reshape(B, self.num_heads * D, M)).transpose(1, 2)
+        x = x.transpose(0, 1).contiguous().view(self.num_heads, B * M, D)
         x = torch.bmm(x, self.v.weight.view(self.num_heads, D // self.num_heads, D).transpose(1, 2))  # (heads, B * M, d)
         return x.view(self.num_heads, B, M, D // self.num_heads).permute(1, 2, 0, 3).contiguous().view(B, M, D)
 
@@ -168,6 +180,11 @@ class Gather(nn.Module):
         self.reorder = True
         return self
 
+    def deploy(self, runtime: str) -> nn.Module:
+        """The heads' matrices as a convolution: quantisation tools give that a scale for each channel, and fail at stacks of matrices."""
+        self.v_conv = conv_by_head(self.v.weight, self.num_heads)
+        return self
+
 
 class Infuse(nn.Module):
     """Lookup tokens take back: what L (B, N, D) gains from C (B, M, D) through the attention map of `Gather`.
@@ -180,6 +197,7 @@ class Infuse(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
         self.reorder = False
+        self.proj_conv = None  # see `deploy`
         self.norm = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.v_norm = LayerNorm(dim, **dd)
@@ -196,14 +214,24 @@ class Infuse(nn.Module):
     def _project_then_spread(self, v: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """(A^T V) O as A^T (V O): the output projection acts on M tokens a head instead of all N."""
         B, M, D = v.shape
-        v = v.view(B * M, self.num_heads, D // self.num_heads).transpose(0, 1)
-        weight = self.proj.weight.view(D, self.num_heads, D // self.num_heads).permute(1, 2, 0)  # (heads, d, D)
-        v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).contiguous().view(B, self.num_heads * M, D)
+        if self.proj_conv is not None:
+            v = self.proj_conv(v.transpose(1, 2)).view(B, self.num_heads, D, M).transpose(2, 3).reshape(B, self.num_heads * M, D)
+        else:
+            v = v.view(B * M, self.num_heads, D // self.num_heads).transpose(0, 1)
+            weight = self.proj.weight.view(D, self.num_heads, D // self.num_heads).permute(1, 2, 0)  # (heads, d, D)
+            v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).contiguous().view(B, self.num_heads * M, D)
         return torch.baddbmm(self.proj.bias, attention.transpose(1, 2), v)
 
     def fuse(self) -> nn.Module:
         """Multiply in the cheaper order (inference only)."""
         self.reorder = True
+        return self
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """The heads' matrices as a convolution, as in `Gather`. Raises ValueError if the layer is more than its weight."""
+        require_plain(nn.Linear, self.proj)
+        weight = self.proj.weight.unflatten(1, (self.num_heads, -1)).transpose(0, 1).flatten(0, 1)
+        self.proj_conv = conv_by_head(weight, self.num_heads)
         return self
 
 
