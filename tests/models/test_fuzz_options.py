@@ -19,7 +19,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.text(max_size=20), st.binary(max_size=20),
-    st.sampled_from([10 ** 5000, 2 ** 63, np.float32('nan'), np.ones(3), np.array('a'), torch.ones(2), torch.tensor(2.5), object(), len, int]),
+    st.sampled_from([
+        10 ** 5000, 2 ** 63, np.float32('nan'), np.ones(3), np.array('a'), torch.ones(2), torch.tensor(2.5), object(), len, int]),
     st.recursive(st.integers() | st.none() | st.floats(), lambda inner: st.lists(inner, max_size=5) | st.tuples(inner, inner)),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.sets(st.integers(), max_size=3),
 )
