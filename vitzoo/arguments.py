@@ -19,7 +19,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = {  # of a type in messages: one, several
     int: ('an integer', 'integers'), float: ('a number', 'numbers'), bool: ('True or False', 'booleans'), str: ('a string', 'strings'),
     dict: ('a dict', 'dicts'), type: ('a class', 'classes'), NoneType: ('None', 'None'), os.PathLike: ('a path', 'paths'),
-    nn.Module: ('a torch.nn.Module, e.g. from timm.create_model', 'modules'), torch.device: ("a device such as 'cpu'", 'devices'),
+    nn.Module: ('a torch.nn.Module, e.g. from timm.create_model', 'modules'), torch.device: ("a device of this machine such as 'cpu'", 'devices'),
     torch.dtype: ('torch.float16, bfloat16, float32 or float64', 'dtypes'),
 }
 _short = Repr()
@@ -138,9 +138,11 @@ def _fit_bool(value) -> bool:
 
 def _fit_device(value) -> torch.device:
     try:
-        return torch.device(value)
-    except Exception:  # among them what a number too large for C raises
+        device = torch.device(value)
+        torch.empty(0, device=device)  # is there such a device?
+    except Exception:  # among them what a number too large for C raises, and a missing driver
         raise _Misfit from None
+    return device
 
 
 def _fit_dtype(value) -> torch.dtype:
