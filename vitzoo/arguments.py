@@ -20,7 +20,8 @@ _NAMES = {  # of a type in messages: one, several
     int: ('an integer', 'integers'), float: ('a number', 'numbers'), bool: ('True or False', 'booleans'), str: ('a string', 'strings'),
     dict: ('a dict', 'dicts'), type: ('a class', 'classes'), NoneType: ('None', 'None'), os.PathLike: ('a path', 'paths'),
     nn.Module: ('a torch.nn.Module, e.g. from timm.create_model', 'modules'),
-    torch.device: ("a device that is here, such as 'cpu'", 'devices'), torch.dtype: ('torch.float16, bfloat16, float32 or float64', 'dtypes'),
+    torch.device: ("a device that is here, such as 'cpu'", 'devices'),
+    torch.dtype: ('torch.float16, bfloat16, float32 or float64', 'dtypes'),
 }
 _short = Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
