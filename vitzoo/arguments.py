@@ -30,7 +30,8 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 def show(value) -> str:
     """The value in one line of a message, whatever it is."""
     try:
-        return ' '.join(_short.repr(value).split())
+        text = ' '.join(_short.repr(value).split())
+        return text if len(text) <= 120 else f'{text[:117]}...'
     except Exception:  # a repr that fails, an integer of more digits than Python prints
         return f'a {type(value).__name__}'
 
