@@ -54,7 +54,8 @@ def test_show_is_short_and_of_one_line():
         def __repr__(self):
             raise RuntimeError
 
-    for value in (torch.ones(50, 50), 'x' * 1000, list(range(1000)), 10 ** 5000, Broken(), 'a\nb', {str(i): i for i in range(99)}, [[[10 ** 30] * 6] * 6] * 6):
+    nested = [[[10 ** 30] * 6] * 6] * 6
+    for value in (torch.ones(50, 50), 'x' * 1000, list(range(1000)), 10 ** 5000, Broken(), 'a\nb', {str(i): i for i in range(99)}, nested):
         assert '\n' not in show(value) and len(show(value)) <= 120
 
 

@@ -50,8 +50,8 @@ def test_check_indices_refuses(indices):
 @pytest.mark.parametrize('call, message', [
     (lambda: check_range(1, 5, n=0), 'n=0: expected 1 to 5'),
     (lambda: check_range(1, 5, n=(1, 6)), r'n=\(1, 6\): expected 1 to 5'),
-    (lambda: check_ratios((8, 64), ratio=0.1), 'ratio=0.1: expected a positive ratio that leaves at least 1 channel of 8'),
-    (lambda: check_ratios((8, 64), ratio=1e9), 'at most 16777216 of 64'),
+    (lambda: check_ratios((8, 64), ratio=0.1), 'ratio=0.1: expected a positive ratio .* that leaves 1 channel of 8'),
+    (lambda: check_ratios((8, 64), ratio=1e9), 'at most 100'),
     (lambda: check_pair('size', (3, 0)), r'size=\(3, 0\): expected a positive number or pair'),
     (lambda: check_choice('form', 'c', 'a', 'b', None), "form='c': expected 'a', 'b' or None"),
     (lambda: check_choice('form', np.ones(2), 'a'), "expected 'a'"),

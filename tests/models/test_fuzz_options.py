@@ -17,11 +17,12 @@ hypothesis = pytest.importorskip('hypothesis')
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+INTEGERS = st.integers(-100, 100) | st.integers(min_value=2 ** 25) | st.integers(max_value=-2 ** 25)  # between them lie models of many GiB
 JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.text(max_size=20), st.binary(max_size=20),
+    st.none(), st.booleans(), INTEGERS, st.floats(), st.complex_numbers(), st.text(max_size=20), st.binary(max_size=20),
     st.sampled_from([
         10 ** 5000, 2 ** 63, np.float32('nan'), np.ones(3), np.array('a'), torch.ones(2), torch.tensor(2.5), object(), len, int]),
-    st.recursive(st.integers() | st.none() | st.floats(), lambda inner: st.lists(inner, max_size=5) | st.tuples(inner, inner)),
+    st.recursive(INTEGERS | st.none() | st.floats(), lambda inner: st.lists(inner, max_size=5) | st.tuples(inner, inner)),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.sets(st.integers(), max_size=3),
 )
 SMALL = st.sampled_from([1, 2, 3, 4, 7, 8, 16, 32, 64, np.int64(8), torch.tensor(4)]) | st.integers(-2, 40)

@@ -12,6 +12,7 @@ from ..arguments import show
 
 # What an option may ask for: more is a slip, and would end in an allocator's error.
 MOST = 2 ** 24  # channels or classes
+MOST_RATIO = 100  # of a hidden width to its input's
 MOST_BLOCKS = 1000  # of a stage
 MOST_PLACES = 1024  # of a window, a patch or a grid of tokens, along one side
 
@@ -83,11 +84,11 @@ def _index(value) -> int | None:
 
 
 def check_ratios(dims: Sequence[int], **ratios: float) -> None:
-    """Raise ValueError unless each ratio leaves at least one channel of each width, and no more than a model can have."""
+    """Raise ValueError unless each ratio leaves at least one channel of each width, and lies in what models have."""
     for name, ratio in ratios.items():
-        if min(dims) * ratio < 1 or max(dims) * ratio > MOST:
-            raise ValueError(f'{name}={show(ratio)}: expected a positive ratio that leaves at least 1 channel of {min(dims)}, and makes at '
-                             f'most {MOST} of {max(dims)}.')
+        if ratio > MOST_RATIO or min(dims) * ratio < 1:
+            raise ValueError(f'{name}={show(ratio)}: expected a positive ratio of at most {MOST_RATIO} that leaves 1 channel of '
+                             f'{min(dims)} at least.')
 
 
 def check_stages(embed_dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int] | None = None, *, even: bool = False,
