@@ -66,7 +66,7 @@ def several(quick, slow):
             pytest.param(settings(max_examples=slow, **options), id='slow', marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize('how', several(quick=40, slow=400))
+@pytest.mark.parametrize('how', several(quick=40, slow=2000))
 @pytest.mark.parametrize('name', zoo.MICRO)
 def test_options(name, how):
     model_cls = type(timm.create_model(name))
@@ -103,7 +103,7 @@ def images(draw):
     return image
 
 
-@pytest.mark.parametrize('how', several(quick=25, slow=300))
+@pytest.mark.parametrize('how', several(quick=25, slow=1000))
 @pytest.mark.parametrize('name', zoo.MICRO)
 def test_images(name, how):
     model = timm.create_model(name).eval()
