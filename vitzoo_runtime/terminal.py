@@ -12,11 +12,13 @@ LONGEST = 1000  # characters of a message
 def printable(text: object, longest: int = 120) -> str:
     """A name or message from outside on one line: what is not printable (control characters, line ends, halves of surrogate pairs) is
     escaped, and what is longer than `longest` cut in the middle."""
-    text = str(text)
-    if len(text) > longest:  # first, since it may be very long
-        half = (longest - 3) // 2
-        text = f'{text[:half]}...{text[-half:]}'
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text)
+    text = _cut(str(text), longest)  # before it is escaped too, since it may be very long
+    return _cut(''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    half = (longest - 3) // 2
+    return text if len(text) <= longest else f'{text[:half]}...{text[-half:]}'
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def test_what_a_terminal_would_obey_is_escaped(text, expected):
 
 def test_what_is_long_is_cut():
     assert printable('x' * 121, 11) == 'xxxx...xxxx' and printable('x' * 120) == 'x' * 120
-    assert len(printable('\0' * 10 ** 6)) < 600
+    assert len(printable('\0' * 10 ** 6)) <= 120
 
 
 WRITER = """

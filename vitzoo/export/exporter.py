@@ -198,17 +198,19 @@ def _steps(show: bool):
 @contextmanager
 def _quiet():
     """Silence the exporters' remarks for the time of a call."""
-    log = torch._C._jit_onnx_log
+    log = getattr(torch._C, '_jit_onnx_log', None)
     levels = {name: logging.getLogger(name).level for name in _CHATTY}
     try:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
-        torch._C._jit_onnx_log = lambda *args: None  # the older exporter prints its whole graph where it fails, also if asked not to
+        if log is not None:  # the older exporter prints its whole graph where it fails, also if asked not to
+            torch._C._jit_onnx_log = lambda *args: None
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
-        torch._C._jit_onnx_log = log
+        if log is not None:
+            torch._C._jit_onnx_log = log
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 

@@ -80,7 +80,7 @@ class Hierarchical(PublishedWeights, nn.Module):
     def check_input(self, x: torch.Tensor) -> None:
         """Raise ValueError on an image that the model does not take."""
         check_image(x, self.in_chans, self.min_input_size, precision_of(self))
-        if hasattr(self, 'exportable_dynamic_size'):
+        if hasattr(self, 'exportable_dynamic_size'):  # has tables of its size
             specialize_size(x)
 
     def make_head(self, **factory_kwargs) -> nn.Module:

@@ -2,6 +2,8 @@
 import re
 from collections.abc import Callable
 
+from vitzoo_runtime.terminal import printable
+
 
 def one_line(e: Exception) -> str:
     """The first sentence of what went wrong, without the colours and the advice that follow it in some of torch's."""
@@ -10,10 +12,8 @@ def one_line(e: Exception) -> str:
 
 
 def shown(name: object, limit: int = 60) -> str:
-    """A name from a file as a message shows it: in one line, without control characters, and not too long."""
-    text = str(name)[:limit + 1]
-    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return text if len(text) <= limit else f'{text[:limit - 3]}...'
+    """A name from a file as a message shows it."""
+    return printable(name, limit)
 
 
 def some(what: str, names: list[str], number: int = 3) -> str:
