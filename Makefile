@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (5 to 7 minutes on two cores)"
-	@echo "make test      the quick tests and ruff (about 10 minutes on two cores); JOBS= processes, 2 of themselves"
+	@echo "make test      the quick tests and ruff (about 7 minutes on two cores); JOBS= processes, 2 of themselves"
 	@echo "make test-all  all tests, the long ones too, and timm's own over the micro models (about 45 minutes on two cores)"
 	@echo "make test-timm timm's own model tests over all our models"
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
