@@ -185,7 +185,8 @@ class DeployedConvMlp(nn.Module):
         self.fc2 = pointwise_conv(mlp.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return on_nchw(self.fc2, residual_conv(self.dwconv, self.act(on_nchw(self.fc1, x))))
+        x = self.act(self.fc1(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # from layer to layer without a transpose
+        return on_nchw(self.fc2, residual_conv(self.dwconv, x))
 
 
 class Block(nn.Module):
