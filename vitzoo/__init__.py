@@ -17,6 +17,8 @@ _PUBLIC = {
     'DenseBackbone': 'vitzoo.dense',
     'export_onnx': 'vitzoo.export',
     'profile': 'vitzoo.profiling',
+    'reduce_tokens': 'vitzoo.reduction',
+    'restore_tokens': 'vitzoo.reduction',
 }
 __all__ = ['__version__', *_PUBLIC]
 

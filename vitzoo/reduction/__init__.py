@@ -1,0 +1,8 @@
+"""Token reduction for vision transformers of timm, and the way back to the grid."""
+from .apply import Reduced as Reduced
+from .apply import reduce_tokens as reduce_tokens
+from .apply import restore_tokens as restore_tokens
+from .method import Method as Method
+from .method import Seen as Seen
+from .method import Tokens as Tokens
+from .methods import METHODS as METHODS

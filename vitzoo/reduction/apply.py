@@ -1,0 +1,200 @@
+"""`reduce_tokens` and `restore_tokens`: a model changes its class, and nothing else, for as long as its tokens are reduced."""
+import copyreg
+from dataclasses import fields
+from functools import lru_cache
+
+import timm
+import torch
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from ..arguments import check_types, show
+from ..layers import check_choice, check_image, check_indices, precision_of
+from ..weights.names import unwrapped
+from .method import Method, Tokens
+from .methods import METHODS
+from .runner import ATTENTIONS, BLOCKS, MODELS, embed, is_as_known, run_block
+
+
+class Reduced:
+    """Mixin in front of a timm transformer whose tokens are reduced by `self.reduction`.
+
+    `forward_features` answers the tokens that the head looks at: those that are left, (B, P + N, C). Where a token stands for several
+    patches and the model pools over patches, it answers a copy for each patch, so that the head counts them. Maps of
+    `forward_intermediates` have the full grid.
+    """
+    selects = True  # read by vitzoo.export: a near tie can be resolved the other way
+    exportable_dynamic_size = 'the numbers of its tokens are those of one size'
+    reduction: Method
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> tokens after the final norm. Raises ValueError on a mask, which reduced tokens have no place for."""
+        tokens = self._embed(x, attn_mask, is_causal)
+        for i in range(len(self.blocks)):
+            tokens = run_block(self, self.reduction, i, tokens)
+        return self._to_head(tokens)
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            return_prefix_tokens: bool = False,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+            output_dict: bool = False,
+            attn_mask: Tensor | None = None,
+            is_causal: bool = False,
+    ):
+        """timm's, with maps (B, C, h, w) or tokens (B, h * w, C) restored to the full grid by the method."""
+        check_choice('output_fmt', output_fmt, 'NCHW', 'NLC')
+        taps = check_indices('indices', indices, len(self.blocks))
+        maps, prefixes = [], []
+        tokens = self._embed(x, attn_mask, is_causal)
+        for i in range(max(taps) + 1 if stop_early else len(self.blocks)):
+            tokens = run_block(self, self.reduction, i, tokens)
+            if i in taps:
+                y = self.norm(tokens.x) if norm else tokens.x
+                patches, grid = self.reduction.restore(y[:, tokens.num_prefix:], tokens)
+                prefixes.append(y[:, :tokens.num_prefix])
+                maps.append(patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() if output_fmt == 'NCHW' else patches)
+        with_prefix = return_prefix_tokens and self.num_prefix_tokens
+        if output_dict:
+            result = {'image_intermediates': maps}
+            if with_prefix:
+                result['image_intermediates_prefix'] = prefixes
+            return result if intermediates_only else {**result, 'image_features': self._to_head(tokens)}
+        if with_prefix:
+            maps = list(zip(maps, prefixes, strict=True))
+        return maps if intermediates_only else (self._to_head(tokens), maps)
+
+    def _embed(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tokens:
+        if attn_mask is not None or is_causal:
+            raise ValueError('attn_mask and is_causal have no meaning where tokens are reduced; call restore_tokens(model) first.')
+        check_image(x, self.in_chans, like=precision_of(self))
+        return self.reduction.start(self, embed(self, x))
+
+    def _to_head(self, tokens: Tokens) -> Tensor:
+        x = self.norm(tokens.x)
+        pools_patches = self.attn_pool is not None or self.global_pool not in ('', 'token')
+        if tokens.size is None or not pools_patches:
+            return x
+        prefix, patches = x[:, :tokens.num_prefix], x[:, tokens.num_prefix:]
+        return torch.cat([prefix, self.reduction.to_pool(patches, tokens)], dim=1)
+
+    def __reduce_ex__(self, protocol: int):  # the class is made here and has no name that pickle could import
+        return _blank, (_class_behind(type(self)),), self.__dict__
+
+
+@lru_cache(None)
+def _reduced(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f'Reduced{kind.__name__}', (Reduced, kind), {'__module__': __name__, '__doc__': Reduced.__doc__})
+
+
+def _class_behind(kind: type[nn.Module]) -> type[nn.Module]:
+    return kind.__mro__[kind.__mro__.index(Reduced) + 1]
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    return copyreg.__newobj__(_reduced(kind))
+
+
+def reduce_tokens(model: nn.Module, method: str | Method, **options) -> nn.Module:
+    """Make a vision transformer cheaper: from now on it drops or merges tokens on their way through the blocks.
+
+    Args:
+        model: timm's `VisionTransformer` or `Eva` (DINOv3, EVA-02, PE), at any size, pretrained or not; its `features_only` form or a
+            `DenseBackbone`. It is changed in place: another class, the same parameters under the same names. Methods that learn add
+            parts under the names they were published with.
+        method: 'evit', 'tome', ... (`vitzoo.reduction.METHODS`), or a `Method` of your own.
+        options: of the method; see its class. Called again, the same method with other options keeps what was learned.
+
+    Returns:
+        The model. Its maps (`forward_intermediates`, `features_only`, `DenseBackbone`) still have the full grid.
+
+    Raises:
+        ValueError: before anything changes: a model, or a kind of block, that cannot be served; an unknown method; a value out of range.
+        TypeError: an option that the method does not have.
+    """
+    method = _build(method, options)
+    vit = find_transformer(model)
+    _check_model(vit, method)
+    previous = vit.reduction if isinstance(vit, Reduced) else None
+    if type(previous) is not type(method):
+        if previous is not None:
+            restore_tokens(vit)
+        method.attach(vit)
+    if not isinstance(vit, Reduced):
+        vit.__class__ = _reduced(type(vit))
+    vit.reduction = method
+    return model
+
+
+def restore_tokens(model: nn.Module) -> nn.Module:
+    """Undo `reduce_tokens`: the model is again what it was, bit for bit. Nothing happens to one whose tokens are not reduced."""
+    vit = find_transformer(model)
+    if isinstance(vit, Reduced):
+        vit.reduction.detach(vit)
+        del vit.reduction
+        vit.__class__ = _class_behind(type(vit))
+    return model
+
+
+def find_transformer(model: nn.Module) -> nn.Module:
+    """The transformer inside timm's feature wrapper, a `DenseBackbone`, torch.compile and the like.
+
+    Raises ValueError where there is none that tokens could be reduced in.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'model={show(model)}: expected a torch.nn.Module, e.g. from timm.create_model.')
+    inner = unwrapped(model)
+    if isinstance(inner, FeatureGetterNet):
+        inner = unwrapped(inner.model)
+    if isinstance(inner, MODELS):
+        return inner
+    found = [module for module in inner.modules() if isinstance(module, MODELS)]
+    if len(found) != 1:
+        raise ValueError(f"{type(inner).__name__}: expected timm's VisionTransformer or Eva, or a model with one of them inside, found "
+                         f'{len(found)}.')
+    return found[0]
+
+
+def _build(method: str | Method, options: dict) -> Method:
+    if isinstance(method, Method):
+        if options:
+            raise TypeError(f'a {type(method).__name__} has its options already, got {", ".join(options)}')
+        return method
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f'method={show(method)}: expected {", ".join(map(repr, METHODS))}, or a vitzoo.reduction.Method of your own.')
+    kind = METHODS[method]
+    names = [field.name for field in fields(kind)]
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise TypeError(f'{method!r} has no option {unknown[0]!r}; there are: {", ".join(names)}')
+    return check_types(kind)(**options)
+
+
+def _check_model(vit: nn.Module, method: Method) -> None:
+    reason = getattr(vit, 'why_no_reduction', None)
+    if reason:
+        raise ValueError(f'{type(vit).__name__} {reason}')
+    for name, module in vit.named_modules():
+        if name.startswith('blocks.') and name.count('.') == 1 and not is_as_known(module, BLOCKS):
+            raise ValueError(f'{name} is a {type(module).__name__}: tokens can be reduced in blocks that are '
+                             f'{", ".join(kind.__name__ for kind in BLOCKS)}.')
+        if name.startswith('blocks.') and name.endswith('.attn') and name.count('.') == 2 and not is_as_known(module, ATTENTIONS):
+            raise ValueError(f'{name} is a {type(module).__name__}: tokens can be reduced with attention that is '
+                             f'{", ".join(kind.__name__ for kind in ATTENTIONS)}.')
+    if getattr(vit.patch_drop, 'prob', 0):
+        raise ValueError(f'patch_drop_rate={vit.patch_drop.prob}: patches that are dropped at random do not go with token reduction; build '
+                         'the model with patch_drop_rate=0.')
+    if method.needs_class_token and vit.cls_token is None:
+        raise ValueError(f'{type(method).__name__} goes by the attention of the class token, and this {type(vit).__name__} has none; '
+                         "choose 'tome', 'gtp' or 'expedite'.")
+    method.check(vit)
+
+
+def create_reduced(model_name: str, reduction: dict, **kwargs) -> nn.Module:
+    """`timm.create_model` and `reduce_tokens(method=..., **options)` in one."""
+    return reduce_tokens(timm.create_model(model_name, **kwargs), **reduction)

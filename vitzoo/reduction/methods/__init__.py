@@ -1,0 +1,5 @@
+"""One file a method; the options are the fields of its class."""
+from .evit import EViT
+from .tome import ToMe
+
+METHODS = {'evit': EViT, 'tome': ToMe}

@@ -1,0 +1,52 @@
+"""Ways from the tokens that are left back to a grid."""
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .method import take_rows
+
+
+class Drop(NamedTuple):
+    """One step that keeps some tokens of a sequence."""
+    before: Tensor  # patch tokens (B, N, C) in front of it
+    order: Tensor  # (B, N), those that are kept first
+    num_kept: int
+    num_new: int = 0  # tokens that it appends, such as a fused one
+
+
+def refill(y: Tensor, drops: Sequence[Drop], k: int = 20, temperature: float = 0.02) -> Tensor:
+    """Undo steps that drop tokens, from the last to the first: (B, N, K) -> (B, N0, K).
+
+    What was kept goes back to its place; what was dropped is a mean of the k kept tokens that were nearest to it when it was dropped, by
+    their present values (`reconstruct`). What a step appended goes.
+    """
+    for drop in reversed(drops):
+        kept, dropped = drop.order[:, :drop.num_kept], drop.order[:, drop.num_kept:]
+        y = y[:, :drop.num_kept]
+        if dropped.shape[1]:
+            filled = reconstruct(y, take_rows(drop.before, dropped), take_rows(drop.before, kept), k, temperature, norm=1)
+            y = torch.cat([y, filled], dim=1)
+        y = take_rows(y, drop.order.argsort(dim=1))
+    return y
+
+
+def reconstruct(values: Tensor, queries: Tensor, keys: Tensor, k: int, temperature: float, norm: int = 2) -> Tensor:
+    """Values of tokens nearby: sums over the k nearest keys, weighted by exp(-temperature * squared distance).
+
+    Values (B, L, K) of the keys (B, L, C), queries (B, n, C) -> (B, n, K). Equal distances at the k-th place all count. norm: which norm of
+    a row of weights is 1; 2 as published (https://arxiv.org/abs/2210.01035: k equal weights then sum to sqrt(k)), 1 for a mean.
+    """
+    queries, keys = queries.float(), keys.float()
+    logits = -temperature * ((queries ** 2).sum(-1, keepdim=True) + (keys ** 2).sum(-1)[:, None] - 2 * queries @ keys.transpose(1, 2))
+    if k < keys.shape[1]:
+        least = logits.topk(k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if norm == 1:
+        weights = logits.softmax(-1)
+    else:
+        # exp(logits) / max(|exp(logits)|, 1e-12), which underflows where the nearest key is far
+        weights = logits.exp()
+        weights = weights / weights.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return (weights.to(values.dtype) @ values)
