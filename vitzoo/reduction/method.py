@@ -92,7 +92,7 @@ class Method:
         return tokens
 
     def mask(self, model: nn.Module, i: int, q: Tensor, k: Tensor, tokens: Tokens) -> tuple[Tensor | None, Tokens]:
-        """What is added to the logits of block i, (B or 1, H or 1, P + N or 1, P + N), or a boolean mask of the keys that are seen, or None.
+        """What is added to the logits of block i, (B or 1, H or 1, P + N or 1, P + N); or a boolean mask of seen keys; or None.
 
         By default each key counts as often as its size says. Called where `want` says something, or tokens have sizes.
         """
