@@ -78,10 +78,11 @@ class Reduced:
     def _to_head(self, tokens: Tokens) -> Tensor:
         x = self.norm(tokens.x)
         pools_patches = self.attn_pool is not None or self.global_pool not in ('', 'token')
-        if tokens.size is None or not pools_patches:
+        if not pools_patches:
             return x
         prefix, patches = x[:, :tokens.num_prefix], x[:, tokens.num_prefix:]
-        return torch.cat([prefix, self.reduction.to_pool(patches, tokens)], dim=1)
+        pooled = self.reduction.to_pool(patches, tokens)
+        return x if pooled is patches else torch.cat([prefix, pooled], dim=1)
 
     def __reduce_ex__(self, protocol: int):  # the class is made here and has no name that pickle could import
         return _blank, (_class_behind(type(self)),), self.__dict__

@@ -64,6 +64,7 @@ class Method:
     it defines those that it needs. Sizes are plain numbers known from the image's size alone: `schedule` says them beforehand.
     """
     needs_class_token = False  # the first token's attention says what matters
+    full_grid = True  # `restore` answers a feature for each patch
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError on a model that the options do not fit, such as a location behind its last block."""
