@@ -54,7 +54,8 @@ def cluster(x: Tensor, grid: Size, clusters: Size, n_iters: int, window: int, te
     """Soft k-means within a window, from the means of a regular grid on: patches (B, n, C) -> clusters (B, L, C), and how much of each
     patch they are made of (B, L, n).
 
-    A patch is shared among the clusters in its reach by a softmax over -temperature * squared distance; a cluster is the mean of its shares.
+    A patch is shared among the clusters in its reach, by a softmax over -temperature * squared distance; a cluster is the mean of what it
+    gets.
     """
     weights = _cells(grid, clusters, like=x)
     out_of_reach = _out_of_reach(grid, clusters, window, like=x)
@@ -101,9 +102,9 @@ class Expedite(Method):
         temperature: how sharply it decides; it multiplies squared distances.
         k: a patch is reconstructed from so many clusters that were nearest to it; -1 for all.
         rec_temperature: how sharply those are weighted; None as `temperature`.
-        rec_location: where the grid is reconstructed. None: of each map that is asked for, behind its block, and behind the final norm if
-            it has one (so is the number of the last block). The number of another block behind `location`: behind that block, and the blocks
-            that follow work at full resolution. -1: not at all, maps have the grid of the clusters.
+        rec_location: where the grid is reconstructed. None, or the last block: in each map that is asked for, behind its block, and behind
+            the final norm where it gets that. Another block behind `location`: there, and the blocks that follow work at full resolution.
+            -1: nowhere, maps have the grid of the clusters.
     """
     location: int = 3
     clusters: int | float | tuple[int, int] = (7, 7)
@@ -117,7 +118,7 @@ class Expedite(Method):
     def __post_init__(self):
         if isinstance(self.clusters, float):
             if not 0 < self.clusters < 1:
-                raise ValueError(f'clusters={self.clusters}: expected a share of the rows and columns, over 0 and under 1, or whole numbers.')
+                raise ValueError(f'clusters={self.clusters}: expected whole numbers, or a share of the sides between 0 and 1.')
         else:
             check_range(1, MOST, clusters=self.clusters)
         check_range(0, 100, n_iters=self.n_iters)
