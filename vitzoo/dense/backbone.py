@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitzoo.arguments import check_types, show
 from vitzoo.layers import check_image, precision_of
+from vitzoo.reduction import reduce_tokens
 from vitzoo.weights import LoadReport, load_checkpoint
 from vitzoo.weights.names import unwrapped
 
@@ -37,6 +38,8 @@ class DenseBackbone(nn.Module):
             whatever `train()` says. -1: nothing.
         norm_eval: keep every BatchNorm in eval mode, so that its running statistics stay as they are.
         with_cp: recompute activations in the backward pass to save memory.
+        reduction: what `vitzoo.reduction.reduce_tokens` takes, `dict(method='expedite', location=3)`, for a ViT of timm whose maps get the
+            full grid back.
         model_kwargs: go to the model (`in_chans`, `drop_path_rate`, ...).
 
     Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
@@ -63,13 +66,15 @@ class DenseBackbone(nn.Module):
             frozen_stages: int = -1,
             norm_eval: bool = False,
             with_cp: bool = False,
+            reduction: dict | None = None,
             **model_kwargs,
     ):
         super().__init__()
-        _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages)
+        _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm)
 
         probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
         infos, grid_stride = list(probe.feature_info.info), _grid_stride(model_name, probe)
+        _check_frozen_stages(frozen_stages, out_indices, bool(grid_stride))
         levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices)
         self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
 
@@ -92,6 +97,8 @@ class DenseBackbone(nn.Module):
             _enable_checkpointing(model_name, self.model)
         if checkpoint_path is not None:
             self.load(checkpoint_path)
+        if reduction is not None:
+            _reduce(self.body, reduction)
 
         frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
         for module in frozen:
@@ -154,7 +161,7 @@ class DenseBackbone(nn.Module):
         return self
 
 
-def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages):
+def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm):
     if not out_indices or list(out_indices) != sorted(set(out_indices)) or not set(out_indices) <= {0, 1, 2, 3}:
         raise ValueError(f'out_indices are ascending levels 0 to 3 (strides 4, 8, 16, 32), got {show(out_indices)}')
     if isinstance(pretrained, str):  # as older configs have it
@@ -165,10 +172,14 @@ def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_n
         raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
     if out_norm not in (True, False, 'layer'):
         raise ValueError(f"out_norm is True, False or 'layer', got {show(out_norm)}")
-    if not -1 <= frozen_stages <= max(out_indices) + 1:
-        raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {max(out_indices) + 1}, the last that '
-                         f'out_indices={out_indices} needs, got {frozen_stages}')
     check_model_name(model_name)
+
+
+def _check_frozen_stages(frozen_stages: int, out_indices: Sequence[int], columnar: bool) -> None:
+    last = 4 if columnar else max(out_indices) + 1
+    if not -1 <= frozen_stages <= last:
+        raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {last}, the last that '
+                         f'out_indices={tuple(out_indices)} needs, got {frozen_stages}')
 
 
 def check_model_name(model_name: str) -> None:
@@ -244,6 +255,12 @@ def _output_norm(model: nn.Module, out_norm: bool | str) -> Callable[[int], nn.M
         return LayerNorm2d
     eps = getattr(model, 'dense_norm_eps', None) if out_norm else None
     return partial(LayerNorm2d, eps=eps) if eps else lambda channels: nn.Identity()
+
+
+def _reduce(body: nn.Module, reduction: dict) -> None:
+    if 'method' not in reduction:
+        raise ValueError(f"reduction={show(reduction)}: expected a dict with a method, such as dict(method='expedite', location=3)")
+    reduce_tokens(body, **reduction)
 
 
 def _enable_checkpointing(model_name: str, model: nn.Module) -> None:
