@@ -84,7 +84,7 @@ def test_select():
 def test_models_are_those_of_the_registry_and_two_of_timm():
     """Of each family the micro model, if its maps are of stride 8 or finer: a patch of 16 pixels is a third of a crop of a digit."""
     left_out = set(zoo.FIRST.values()) - set(plan.FAMILIES)
-    assert set(plan.FAMILIES) <= set(zoo.FIRST.values()) and {*plan.MODELS} == {*plan.FAMILIES, *plan.REFERENCES}
+    assert set(plan.FAMILIES) <= set(zoo.FIRST.values()) and {*plan.MODELS} == {*plan.FAMILIES, *plan.REFERENCES, *plan.PLAIN}
     assert all(zoo.is_columnar(name) for name in left_out) and 'lookupvit_micro' in plan.FAMILIES
 
 
