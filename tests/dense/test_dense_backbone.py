@@ -5,7 +5,6 @@ import zoo
 from timm.layers import LayerNorm2d
 from torch import nn
 
-import vitzoo
 from vitzoo.dense import DenseBackbone
 
 MODELS = [*zoo.FIRST.values(), 'resnet10t', 'convnext_atto', 'swin_tiny_patch4_window7_224', 'test_efficientnet', 'pvt_v2_b0', 'test_vit',
@@ -182,39 +181,6 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DenseBackbone('resnet10t', **kwargs)
-
-
-@pytest.mark.parametrize('model', ['test_vit', 'vit_small_patch16_dinov3'])
-@pytest.mark.parametrize('reduction', [
-    dict(method='expedite', location=0, clusters=0.5), dict(method='tome', r=4), dict(method='evit', locations=(1,))])
-def test_token_reduction(model, reduction):
-    """Maps are those of the reduced feature model on the full grid, at any size; restored, those of the plain one."""
-    options = dict(embed_dim=32, depth=3, num_heads=2, mlp_ratio=2)
-    torch.manual_seed(0)
-    plain = DenseBackbone(model, **options).eval()
-    reduced = DenseBackbone(model, reduction=reduction, **options).eval()
-    reduced.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 75, 130)
-    with torch.no_grad():
-        expected, found = plain(x), reduced(x)
-        assert [m.shape for m in found] == [m.shape for m in expected]
-        assert not torch.allclose(found[2], expected[2])
-        body = timm.create_model(model, features_only=True, out_indices=(2,), dynamic_img_size=True, **options).eval()
-        vitzoo.reduce_tokens(body, **reduction)
-        body.load_state_dict(plain.body.state_dict())
-        padded = torch.nn.functional.pad(x, (0, 14, 0, 5))
-        torch.testing.assert_close(reduced.body(padded)[0], body(padded)[0], rtol=0, atol=0)
-        vitzoo.restore_tokens(reduced)
-        assert all(torch.equal(a, b) for a, b in zip(reduced(x), expected, strict=True))
-
-
-@pytest.mark.parametrize('reduction, message', [
-    (dict(location=3), 'with a method'), (dict(method='fastest'), "'expedite'"), (dict(method='tome', r=-1), 'r=-1')])
-def test_bad_reduction(reduction, message):
-    with pytest.raises(ValueError, match=message):
-        DenseBackbone('test_vit', reduction=reduction)
-    with pytest.raises(ValueError, match='ResNet|FeatureListNet|features'):
-        DenseBackbone('resnet10t', reduction=dict(method='tome'))
 
 
 def test_unknown_names():

@@ -38,8 +38,8 @@ class DenseBackbone(nn.Module):
             whatever `train()` says. -1: nothing.
         norm_eval: keep every BatchNorm in eval mode, so that its running statistics stay as they are.
         with_cp: recompute activations in the backward pass to save memory.
-        reduction: what `vitzoo.reduction.reduce_tokens` takes, `dict(method='expedite', location=3)`, for a ViT of timm whose maps get the
-            full grid back.
+        reduction: `dict(method='expedite', ...)`, the method and options of `vitzoo.reduce_tokens`: a vision transformer of timm's drops or
+            merges tokens on their way and restores its last map to the full grid. What a method learns is never frozen.
         model_kwargs: go to the model (`in_chans`, `drop_path_rate`, ...).
 
     Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
@@ -50,8 +50,9 @@ class DenseBackbone(nn.Module):
     entry a map).
 
     Raises:
-        ValueError: an argument out of range; a model without the levels asked for; an image of another form, or of another size where
-            the model knows only one.
+        ValueError: an argument out of range; a model without the levels asked for, or whose tokens cannot be reduced; an image of another
+            form, or of another size where the model knows only one.
+        TypeError: an argument that the model, or an option that the reduction method, does not have.
     """
 
     @check_types
@@ -73,10 +74,15 @@ class DenseBackbone(nn.Module):
         _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm)
 
         probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
+        if reduction is not None:  # refused, if so, before anything is built or downloaded
+            _reduce(model_name, _inner(probe), reduction)
         infos, grid_stride = list(probe.feature_info.info), _grid_stride(model_name, probe)
         _check_frozen_stages(frozen_stages, out_indices, bool(grid_stride))
         levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices)
         self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
+        frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
+        if reduction is not None:
+            _reduce(model_name, self.model, reduction)
 
         self.model_name = model_name
         self.out_indices = out_indices
@@ -97,14 +103,11 @@ class DenseBackbone(nn.Module):
             _enable_checkpointing(model_name, self.model)
         if checkpoint_path is not None:
             self.load(checkpoint_path)
-        if reduction is not None:
-            _reduce(self.body, reduction)
 
-        frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
         for module in frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-        # containers that go on behind the frozen part still train
+        # containers that go on behind the frozen part, or hold what a reduction method learns, still train
         self._frozen = [module for module in frozen if not any(p.requires_grad for p in module.parameters())]
         self.train()
 
@@ -222,6 +225,18 @@ def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[
     return body, kwargs, None
 
 
+def _reduce(model_name: str, model: nn.Module, reduction: dict) -> None:
+    if 'method' not in reduction:
+        raise ValueError(f"reduction={show(reduction)}: expected a dict with the name of a method, such as dict(method='expedite')")
+    try:
+        reduce_tokens(model, **reduction)
+    except ValueError as e:
+        raise ValueError(f'reduction={show(reduction)} of {model_name}: {e}') from None
+    if not model.reduction.full_grid:
+        raise ValueError(f'reduction={show(reduction)} leaves the maps at a coarser grid, and the pyramid is made of the full one; choose '
+                         'options that restore it')
+
+
 def _grid_stride(model_name: str, body: nn.Module) -> int | None:
     """The stride of a columnar model's maps, None if it is hierarchical."""
     strides = {info['reduction'] for info in body.feature_info.info}
@@ -255,12 +270,6 @@ def _output_norm(model: nn.Module, out_norm: bool | str) -> Callable[[int], nn.M
         return LayerNorm2d
     eps = getattr(model, 'dense_norm_eps', None) if out_norm else None
     return partial(LayerNorm2d, eps=eps) if eps else lambda channels: nn.Identity()
-
-
-def _reduce(body: nn.Module, reduction: dict) -> None:
-    if 'method' not in reduction:
-        raise ValueError(f"reduction={show(reduction)}: expected a dict with a method, such as dict(method='expedite', location=3)")
-    reduce_tokens(body, **reduction)
 
 
 def _enable_checkpointing(model_name: str, model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..arguments import check_types, show
-from ..layers import check_choice, check_image, check_indices, precision_of
+from ..layers import check_choice, check_image, check_indices, precision_of, specialize_size
 from ..weights.names import unwrapped
 from .method import Method, Tokens
 from .methods import METHODS
@@ -73,6 +73,7 @@ class Reduced:
         if attn_mask is not None or is_causal:
             raise ValueError('attn_mask and is_causal have no meaning where tokens are reduced; call restore_tokens(model) first.')
         check_image(x, self.in_chans, like=precision_of(self))
+        specialize_size(x)
         return self.reduction.start(self, embed(self, x))
 
     def _to_head(self, tokens: Tokens) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes, here and in the methods: B images, P prefix tokens (class, distillation, registers), N patch tokens at present, h x w the grid of
 patches with N0 = h * w of them at the beginning, C channels, H heads of d channels each.
 """
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Tokens(NamedTuple):
     @property
     def num_patches(self) -> int:
         """N."""
-        return self.x.shape[1] - self.num_prefix
+        return operator.index(self.x.shape[1]) - self.num_prefix  # a number for TorchScript's tracer too
 
     def take(self, index: Tensor) -> 'Tokens':
         """The prefix and these patch tokens, (B, K) from 0 on, in this order, each with its position and size."""
@@ -138,7 +139,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """(B, N, C), (B, K) -> (B, K, C): whole rows at once."""
     B, N = x.shape[:2]
     first = torch.arange(B, device=x.device)[:, None] * N
-    return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, (B, index.shape[1]))
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, x.shape[2])
 
 
 def take_positions(rope: Tensor, index: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..layers import join_heads, specialize_size
+from ..layers import join_heads
 from .method import Method, Seen, Tokens
 
 MODELS = (VisionTransformer, Eva)
@@ -22,7 +22,6 @@ def is_as_known(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
 
 def embed(model: nn.Module, image: Tensor) -> Tokens:
     """Images (B, C, H, W) -> what goes into the first block."""
-    specialize_size(image)
     grid = tuple(model.patch_embed.dynamic_feat_size(image.shape[-2:]))
     x = model.patch_embed(image)
     if isinstance(model, Eva):

@@ -73,17 +73,6 @@ def nearest(x: Tensor, centres: Tensor) -> Tensor:
     return ((centres ** 2).sum(-1)[:, None] - 2 * x @ centres.transpose(1, 2)).argmin(-1)
 
 
-def labels(tokens: Tokens) -> Tensor:
-    """For each input token, the prefix in front, the present token that it is nearest to: (B, P + N0)."""
-    B, P = tokens.x.shape[0], tokens.num_prefix
-    if not tokens.history:
-        return torch.arange(tokens.x.shape[1], device=tokens.x.device).expand(B, -1)
-    step, = tokens.history
-    prefix = torch.arange(P, device=tokens.x.device).expand(B, -1)
-    with at_full_precision(step.before):
-        return torch.cat([prefix, P + nearest(precise(step.before), precise(step.after))], dim=1)
-
-
 @dataclass(frozen=True)
 class Expedite(Method):
     """Clusters the patches to a coarser grid behind a block, and reconstructs the full grid behind the last.
@@ -182,6 +171,14 @@ class Expedite(Method):
             return y, tokens.grid
         step, = tokens.history
         return (self._reconstruct(y, step), tokens.grid) if self.full_grid else (y, step.grid)
+
+    def labels(self, tokens: Tokens) -> Tensor:
+        """For each patch the cluster that is nearest to it, from 0, (B, N0); each its own where there are no clusters."""
+        if not tokens.history:
+            return torch.arange(tokens.num_patches, device=tokens.x.device).expand(tokens.x.shape[0], -1)
+        step, = tokens.history
+        with at_full_precision(step.before):
+            return nearest(precise(step.before), precise(step.after))
 
     def to_pool(self, y: Tensor, tokens: Tokens) -> Tensor:
         return self._reconstruct(y, tokens.history[0], norm=1) if tokens.history else y
