@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-EXTRAS = {'export_onnx': 'onnxruntime', 'digit_scenes': 'sklearn'}
+EXTRAS = {'export_onnx': 'onnxruntime', 'digit_scenes': 'sklearn', 'mmengine': 'mmseg', 'vitzoo.mm': 'mmdet'}
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
