@@ -150,6 +150,17 @@ def test_classifier_s_file_goes_in(tmp_path):
     assert all(torch.equal(v, wanted[k]) for k, v in backbone.model.state_dict().items())
 
 
+def test_pretrained_patches_of_another_size(tmp_path):
+    """timm resamples DINOv2's patches of 14 pixels, before tokens are reduced."""
+    name, kwargs = 'vit_small_patch14_reg4_dinov2', dict(depth=3, embed_dim=48, num_heads=3)
+    torch.save(timm.create_model(name, img_size=98, **kwargs).state_dict(), tmp_path / 'dinov2.pth')
+    kwargs |= dict(patch_size=16, pretrained=True, pretrained_cfg_overlay=dict(file=tmp_path / 'dinov2.pth'))
+    plain, backbone = DenseBackbone(name, **kwargs), DenseBackbone(name, reduction=reduction('expedite'), **kwargs)
+    wanted = plain.model.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in backbone.model.state_dict().items())
+    assert [m.shape[2:] for m in backbone(torch.rand(1, 3, 67, 100))] == [(17, 25), (9, 13), (5, 7), (3, 4)]
+
+
 @pytest.mark.parametrize('stages', [1, 4])
 def test_what_a_method_learns_is_not_frozen(stages):
     backbone = build(reduction=dict(method=Learned()), frozen_stages=stages).train()
