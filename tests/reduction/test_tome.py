@@ -94,7 +94,8 @@ def test_equal_patches_merge_without_loss():
 
 @pytest.mark.parametrize('kwargs, words', [
     (dict(r=-1), 'r=-1'), (dict(r=1.5), 'r=1.5'), (dict(r='all'), "r='all'"), (dict(r=(8, 2.)), 'inflection'),
-    (dict(r=[1] * 13), 'at most 12'), (dict(r=[4, -4]), r'\[4, -4\]'), (dict(prop_attn='yes'), "prop_attn='yes'"), (dict(match='nearest'), "match='nearest'")])
+    (dict(r=[1] * 13), 'at most 12'), (dict(r=[4, -4]), r'\[4, -4\]'),
+    (dict(prop_attn='yes'), "prop_attn='yes'"), (dict(match='nearest'), "match='nearest'")])
 def test_bad_options(kwargs, words):
     model = timm.create_model('deit_tiny_patch16_224')
     with pytest.raises(ValueError, match=words):
