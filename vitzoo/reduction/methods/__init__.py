@@ -1,5 +1,6 @@
 """One file a method; the options are the fields of its class."""
 from .evit import EViT
+from .gtp import GTP
 from .tome import ToMe
 
-METHODS = {'evit': EViT, 'tome': ToMe}
+METHODS = {'evit': EViT, 'tome': ToMe, 'gtp': GTP}
