@@ -22,25 +22,25 @@ SELECTIONS = ('CLSAttnMean', 'CLSAttnMax', 'IMGAttnMean', 'IMGAttnMax', 'DiagAtt
 
 
 @per_size
-def spatial_graph(h: int, w: int) -> np.ndarray:
-    """Which patches (h * w, h * w) of a grid touch, corners included: 1 or 0."""
+def grid_graphs(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two graphs of a grid's patches, (h * w, h * w) each of 0 and 1: which ones touch, corners included, and all with all others."""
     y, x = np.divmod(np.arange(h * w), w)
     touch = (np.abs(y[:, None] - y) <= 1) & (np.abs(x[:, None] - x) <= 1)
-    return (touch & ~np.eye(h * w, dtype=bool)).astype(np.float32)
+    others = ~np.eye(h * w, dtype=bool)
+    return (touch & others).astype(np.float32), others.astype(np.float32)
 
 
-def semantic_graph(x: Tensor, k: int) -> Tensor:
-    """Which patches (B, N, C) are among the k that are most like each one, by cosine, itself counted but left out: (B, N, N), booleans."""
+def most_alike(x: Tensor, k: int) -> Tensor:
+    """For each patch (B, N, C) the k that are most like it by cosine, of which it is one: (B, N, N), booleans."""
     x = F.normalize(x, dim=-1)
     similarity = x @ x.transpose(1, 2)
-    near = similarity >= similarity.topk(min(k, x.shape[1]), dim=-1).values[..., -1:]
-    return near & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    return similarity >= similarity.topk(min(k, x.shape[1]), dim=-1).values[:, :, -1:]
 
 
-def normalised(graph: Tensor) -> Tensor:
-    """D^-1/2 G D^-1/2 of zeros and ones (B, N, N), with D the sums of rows."""
-    degree = graph.sum(-1).clamp_min(1).rsqrt()
-    return degree[:, :, None] * graph * degree[:, None]
+def normalised(graph: Tensor, factor: float = 1.) -> Tensor:
+    """factor * D^-1/2 G D^-1/2 of zeros and ones (B, N, N), with D the sums of rows."""
+    scale = graph.sum(-1).clamp_min(1).rsqrt()
+    return factor * scale[:, :, None] * graph * scale[:, None]
 
 
 def sparse(attention: Tensor, share: float) -> Tensor:
@@ -80,8 +80,8 @@ def rate(selection: str, seen: Seen, num_prefix: int) -> Tensor:
 
 
 def between(graph: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """A part of a graph (B or 1, N0, N0): rows (B, K), columns (B, D) -> (B, K, D)."""
-    index = rows[:, :, None] * graph.shape[2] + columns[:, None]
+    """Weights of a graph (B or 1, N0, N0) between places of rows (B, K) and of columns (B, D): (B, K, D)."""
+    index = (rows * graph.shape[2])[:, :, None] + columns[:, None]
     return graph.flatten(1).expand(rows.shape[0], -1).gather(1, index.flatten(1)).view(index.shape)
 
 
@@ -151,17 +151,16 @@ class GTP(Method):
         return tuple(counts)
 
     def start(self, model: nn.Module, tokens: Tokens) -> Tokens:
-        """Keeps (graph (B or 1, N0, N0), the place on the grid of each token (B, N))."""
-        if self.propagation != 'GraphProp':
+        """Keeps (alpha * graph (B or 1, N0, N0), the place on the grid of each token (B, N))."""
+        if self.propagation != 'GraphProp' or self.num_prop == 0:
             return tokens
         x = tokens.patches
-        B, N = x.shape[:2]
-        graph = spatial_graph(*tokens.grid, like=x)[None]
+        graph, others = (table[None] for table in grid_graphs(*tokens.grid, like=x))
         if self.graph_type != 'Spatial':
-            near = semantic_graph(x, self.num_neighbours + (1 if tokens.num_prefix else 2))
-            graph = (near | graph.bool() if self.graph_type == 'Mixed' else near).to(x.dtype)
-        places = torch.arange(N, device=x.device).expand(B, N)
-        return tokens._replace(memory=(normalised(graph), places))
+            near = most_alike(x, self.num_neighbours + (1 if tokens.num_prefix else 2))
+            graph = torch.where(near, others, graph if self.graph_type == 'Mixed' else 0)
+        places = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        return tokens._replace(memory=(normalised(graph, self.alpha), places))
 
     def want(self, model: nn.Module, i: int) -> str | None:
         if self.sparsity < 1:
@@ -180,35 +179,40 @@ class GTP(Method):
         num_kept = tokens.num_patches - num_dropped
         order = rate(self.selection, seen, tokens.num_prefix).argsort(dim=1, descending=True)
         drop = Drop(tokens.patches, order, num_kept, int(self.propagation == 'Mean'))
-        kept, dropped = tokens.take(order[:, :num_kept]), tokens.take(order[:, num_kept:])
-        if self.propagation == 'GraphProp':
-            kept = self._propagate(kept, dropped, order, tokens)
-        elif self.propagation == 'Mean':
-            kept = self._append_mean(kept, dropped)
-        return kept._replace(history=(*tokens.history, drop))
+        if self.propagation == 'None':
+            return tokens.take(order[:, :num_kept])._replace(history=(*tokens.history, drop))
+        tokens = tokens.take(order)
+        tokens = self._propagate(tokens, order, num_kept) if self.propagation == 'GraphProp' else self._append_mean(tokens, num_kept)
+        return tokens._replace(history=(*tokens.history, drop))
 
-    def _propagate(self, kept: Tokens, dropped: Tokens, order: Tensor, tokens: Tokens) -> Tokens:
+    def _propagate(self, tokens: Tokens, order: Tensor, num_kept: int) -> Tokens:
+        """Tokens in order of their scores: the dropped ones, at the end, go to their neighbours."""
         graph, places = tokens.memory
-        kept_places, dropped_places = places.gather(1, order).split([kept.num_patches, dropped.num_patches], dim=1)
-        weights = self.alpha * between(graph, kept_places, dropped_places)
-        weights = F.pad(weights, (0, 0, kept.num_prefix, 0))  # nothing goes to the prefix
-        x = kept.x + weights.to(kept.x.dtype) @ dropped.patches
-        size = kept.size
-        if self.token_scale:
-            grown = weights.sum(2) if size is None else (weights @ dropped.size[:, dropped.num_prefix:, None])[:, :, 0]
-            size = (1 if size is None else size) + grown
-        return kept._replace(x=x, size=size, memory=(graph, kept_places))
+        split = [tokens.num_prefix + num_kept, tokens.num_patches - num_kept]
+        places, gone = places.gather(1, order).split([num_kept, split[1]], dim=1)
+        weights = F.pad(between(graph, places, gone), (0, 0, tokens.num_prefix, 0))  # nothing goes to the prefix
+        kept, dropped = tokens.x.split(split, dim=1)
+        x = kept + weights.to(kept.dtype) @ dropped
+        if not self.token_scale:
+            size = None
+        elif tokens.size is None:
+            size = 1 + weights.sum(2)
+        else:
+            kept, dropped = tokens.size.split(split, dim=1)
+            size = kept + (weights @ dropped[:, :, None])[:, :, 0]
+        rope = None if tokens.rope is None else tokens.rope[:, :, :, :num_kept]
+        return tokens._replace(x=x, size=size, rope=rope, memory=(graph, places))
 
-    def _append_mean(self, kept: Tokens, dropped: Tokens) -> Tokens:
-        x = torch.cat([kept.x, dropped.patches.mean(1, keepdim=True)], dim=1)
-        rope = kept.rope
+    def _append_mean(self, tokens: Tokens, num_kept: int) -> Tokens:
+        """Tokens in order of their scores: the dropped ones, at the end, become their mean."""
+        split = [tokens.num_prefix + num_kept, tokens.num_patches - num_kept]
+        kept, dropped = tokens.x.split(split, dim=1)
+        rope = tokens.rope
         if rope is not None:
-            if self.position == 'mean':
-                new = mix_positions(dropped.rope, rope.new_ones(x.shape[0], 1, dropped.num_patches))
-            else:
-                new = no_positions(dropped.rope[:, :, :, :1])
-            rope = torch.cat([rope, new], dim=3)
-        return kept._replace(x=x, rope=rope)
+            old, new = rope.split([num_kept, split[1]], dim=3)
+            new = mix_positions(new, new.new_ones(len(dropped), 1, split[1])) if self.position == 'mean' else no_positions(new[:, :, :, :1])
+            rope = torch.cat([old, new], dim=3)
+        return tokens._replace(x=torch.cat([kept, dropped.mean(1, keepdim=True)], dim=1), rope=rope)
 
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
         return refill(y, tokens.history), tokens.grid
