@@ -1,6 +1,7 @@
 """One file a method; the options are the fields of its class."""
 from .evit import EViT
 from .gtp import GTP
+from .select import Select
 from .tome import ToMe
 
-METHODS = {'evit': EViT, 'tome': ToMe, 'gtp': GTP}
+METHODS = {'evit': EViT, 'tome': ToMe, 'gtp': GTP, 'select': Select}

@@ -59,24 +59,30 @@ def sparse(attention: Tensor, share: float) -> Tensor:
 
 def rate(selection: str, seen: Seen, num_prefix: int) -> Tensor:
     """How much attention makes of each patch token, (B, N), one of `SELECTIONS`; see `GTP`."""
-    P = num_prefix
     over_heads = torch.Tensor.mean if selection.endswith('Mean') else torch.Tensor.amax
+
+    def from_all():
+        return over_heads(seen.map.sum(2), 1)
+
+    def to_itself():
+        return over_heads(seen.map.flatten(2)[:, :, ::seen.map.shape[3] + 1], 1)
+
     if selection.startswith('CLS'):
-        return over_heads(seen.rows(slice(0, 1)), 1)[:, 0, P:]
-    if selection == 'Random':
-        B, _, N, _ = seen.k.shape
-        return torch.rand(B, N - P, device=seen.k.device)
-    if selection.startswith('CosSim'):
-        rows = F.normalize(over_heads(seen.map, 1)[:, P:], dim=-1)
-        return -(rows @ rows.sum(1)[:, :, None])[:, :, 0]  # the sum of a row's cosines with all rows
-    if not selection.startswith('Diag'):
-        columns = over_heads(seen.map.sum(2), 1)[:, P:]
-    if selection.startswith('IMG'):
-        return columns
-    diagonal = over_heads(seen.map.flatten(2)[:, :, ::seen.map.shape[3] + 1], 1)[:, P:]
-    if selection.startswith('Diag'):
-        return diagonal
-    return diagonal * columns if selection.startswith('Mixed') else diagonal + columns
+        scores = over_heads(seen.rows(slice(0, 1)), 1)[:, 0]
+    elif selection.startswith('IMG'):
+        scores = from_all()
+    elif selection.startswith('Diag'):
+        scores = to_itself()
+    elif selection.startswith('Mixed'):
+        scores = to_itself() * from_all()
+    elif selection.startswith('Sum'):
+        scores = to_itself() + from_all()
+    elif selection.startswith('CosSim'):
+        rows = F.normalize(over_heads(seen.map, 1)[:, num_prefix:], dim=-1)
+        return -(rows @ rows.sum(1)[:, :, None])[:, :, 0]  # the sum of a row's cosines with all of these rows
+    else:
+        scores = torch.rand(seen.k[:, 0, :, 0].shape, device=seen.k.device)
+    return scores[:, num_prefix:]
 
 
 def between(graph: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
