@@ -160,7 +160,7 @@ class GTP(Method):
         """Keeps (alpha * graph (B or 1, N0, N0), the place on the grid of each token (B, N))."""
         if self.propagation != 'GraphProp' or self.num_prop == 0:
             return tokens
-        x = tokens.patches
+        x = tokens.patches.to(torch.promote_types(tokens.x.dtype, torch.float32))  # half precision counts neighbours with ties
         graph, others = (table[None] for table in grid_graphs(*tokens.grid, like=x))
         if self.graph_type != 'Spatial':
             near = most_alike(x, self.num_neighbours + (1 if tokens.num_prefix else 2))

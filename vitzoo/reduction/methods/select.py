@@ -34,7 +34,8 @@ PRESETS = {
 def crosses(h: int, w: int) -> np.ndarray:
     """Row by row, 1 for a patch and its four neighbours on a grid, else 0: (h * w, h * w).
 
-    As published, neighbours are counted along the rows of the grid: left of a row's first patch is the last one of the row above.
+    As published, places are counted row after row: left of a row's first patch is the last one of the row above, and what would be outside
+    is the first or the last patch of all.
     """
     place = np.arange(h * w)
     table = np.zeros((h * w, h * w), np.float32)
@@ -119,6 +120,10 @@ class Select(Method):
     position: str = 'mean'
     preset: str | None = None
 
+    @property
+    def needs_class_token(self) -> bool:
+        return self.score.startswith('class')
+
     def __post_init__(self):
         check_choice('preset', self.preset, None, *PRESETS)
         for name, value in {**DEFAULTS, **PRESETS.get(self.preset, {})}.items():
@@ -146,8 +151,6 @@ class Select(Method):
         if self.anchors and anchor >= location:
             raise ValueError(f'anchor_location={self.anchor_location}: that is block {anchor}, expected one in front of block {location}, '
                              'where tokens are selected.')
-        if self.score.startswith('class') and model.cls_token is None:
-            raise ValueError(f"score={self.score!r}: this {type(model).__name__} has no class token; choose 'column' or 'similarity'.")
 
     def blocks(self, depth: int) -> tuple[int, int, int]:
         """Where tokens are selected, the first block of a sum of scores, and where anchors are found; all from 0."""
