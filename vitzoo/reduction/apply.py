@@ -193,7 +193,7 @@ def _check_model(vit: nn.Module, method: Method) -> None:
                          'the model with patch_drop_rate=0.')
     if method.needs_class_token and vit.cls_token is None:
         raise ValueError(f'{type(method).__name__} goes by the attention of the class token, and this {type(vit).__name__} has none; '
-                         "choose 'tome', 'gtp' or 'expedite'.")
+                         "choose 'tome', 'gtp', 'expedite', or 'select' with score='column' or 'similarity'.")
     method.check(vit)
 
 

@@ -158,6 +158,12 @@ def mix_positions(rope: Tensor, weights: Tensor) -> Tensor:
     return unit_length(weights[:, None].to(rope.dtype) @ rope)
 
 
+def no_positions(rope: Tensor) -> Tensor:
+    """Positions (..., D) that turn nothing, as prefix tokens have."""
+    sine, cosine = rope.chunk(2, dim=-1)
+    return torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
+
+
 def unit_length(rope: Tensor) -> Tensor:
     """Sine and cosine (..., D) of sums of angles, brought back to unit length for each frequency."""
     sine, cosine = rope.chunk(2, dim=-1)

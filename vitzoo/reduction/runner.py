@@ -55,6 +55,7 @@ def _block(model: nn.Module, method: Method, i: int, tokens: Tokens) -> Tokens:
     tokens = tokens._replace(x=tokens.x + update)
     if want:
         tokens = method.mid(model, i, tokens, seen)
+    del update, seen  # the MLP takes their memory
     return tokens._replace(x=tokens.x + _mlp_branch(block, tokens.x))
 
 
@@ -96,8 +97,9 @@ def _attend(method: Method, i: int, attn: nn.Module, q: Tensor, k: Tensor, v: Te
         return F.scaled_dot_product_attention(q, k, v, bias, rate, scale=attn.scale), None
     logits = q * attn.scale @ k.transpose(-2, -1)
     if bias is not None:
-        logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
+        logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits.add_(bias)
     attention = attn.attn_drop(logits.softmax(-1))
+    del logits
     if want == 'map':
         attention = method.edit_map(i, attention)
     return attention @ v, attention

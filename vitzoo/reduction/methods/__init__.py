@@ -1,6 +1,8 @@
 """One file a method; the options are the fields of its class."""
 from .evit import EViT
 from .expedite import Expedite
+from .gtp import GTP
+from .select import Select
 from .tome import ToMe
 
-METHODS = {'evit': EViT, 'tome': ToMe, 'expedite': Expedite}
+METHODS = {'evit': EViT, 'tome': ToMe, 'gtp': GTP, 'expedite': Expedite, 'select': Select}
