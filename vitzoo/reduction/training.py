@@ -40,15 +40,16 @@ def scheduled_keep_rate(epoch: float, base: float = 0.7, start: float = 0.0, epo
         base: the rate at the end.
         start: the epoch of the first change; 0 for fine-tuning.
         epochs: how many it takes from there.
-        step: round up to multiples of it (and not below `base`); 0 does not. Each new rate makes a new graph under torch.compile, which
-            gives up after `torch._dynamo.config.recompile_limit` of them, 8 by default: a step of 0.05 makes 7 rates from 1 to 0.7.
+        step: round up to multiples of it, and not below `base`; 0 does not. Each new rate makes a new graph under torch.compile, which
+            gives up after `torch._dynamo.config.recompile_limit` of them, 8 by default (train and eval mode count apart): a step of 0.1
+            makes 4 rates from 1 to 0.7.
     """
     check_range(0, 1, base=base, step=step)
     check_range(0, math.inf, epoch=epoch, start=start, epochs=epochs)
     done = min(max((epoch - start) / epochs, 0), 1) if epochs else float(epoch >= start)
     rate = base + (1 - base) * (1 + math.cos(math.pi * done)) / 2
-    if step:
-        rate = min(math.ceil(round(rate / step, 6)) * step, 1)
+    if step and done < 1:
+        rate = round(min(math.ceil(round(rate / step, 6)) * step, 1), 6)
     return max(rate, base)
 
 
@@ -135,14 +136,14 @@ def sparsifiner_loss(model: nn.Module, images: Tensor) -> Tensor:
     vit = _reduced_by(model, Sparsifiner, 'sparsifiner')
     check_image(images, vit.in_chans, like=precision_of(vit))
     method = _Reconstruction(**{**vars(vit.reduction), 'token_keep': 1.0})
-    tokens = method.start(vit, embed(vit, images))._replace(memory=())
+    tokens = method.start(vit, embed(vit, images))
     for i in range(len(vit.blocks)):
         tokens = run_block(vit, method, i, tokens)
-    return torch.stack(tokens.memory).mean()
+    return torch.stack(tokens.history).mean()
 
 
 class _Reconstruction(Sparsifiner):
-    """Runs the blocks as Sparsifiner does and keeps the loss of each in `Tokens.memory`."""
+    """Runs the blocks as Sparsifiner does and keeps the loss of each in `Tokens.history`."""
 
     def mid(self, model: nn.Module, i: int, tokens: Tokens, seen: Seen) -> Tokens:
         P = tokens.num_prefix
@@ -150,7 +151,7 @@ class _Reconstruction(Sparsifiner):
         predictor = model.blocks[i].attn.mask_predictor
         attention = (q[:, :, P:] * seen.scale @ k.transpose(-2, -1)).softmax(-1)
         scores = self.coefficients(predictor, q, k, P) @ predictor.proj_back_n.T
-        return tokens._replace(memory=(*tokens.memory, F.mse_loss(scores.float(), attention.float())))
+        return tokens._replace(history=(*tokens.history, F.mse_loss(scores.float(), attention.float())))
 
 
 def _reduced_by(model: nn.Module, kind: type, name: str) -> nn.Module:

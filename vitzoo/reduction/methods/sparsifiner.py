@@ -61,7 +61,8 @@ def largest(x: Tensor, k: int) -> Tensor:
     """True at the k largest of each row (..., N); k may be N or more."""
     if k >= x.shape[-1]:
         return torch.ones_like(x, dtype=torch.bool)
-    return torch.zeros_like(x, dtype=torch.bool).scatter(-1, x.topk(k, dim=-1).indices, True)
+    index = x.topk(k, dim=-1).indices
+    return torch.zeros_like(x, dtype=torch.bool).scatter(-1, index, torch.ones_like(index, dtype=torch.bool))
 
 
 class Pruning(NamedTuple):
