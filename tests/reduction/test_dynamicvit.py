@@ -38,6 +38,13 @@ def test_ratios_are_of_the_first_count():
     assert vitzoo.reduce_tokens(small(), 'dynamicvit', keep_rate=0.01, locations=(0, 1)).reduction.schedule(16, 3) == (1, 1, 1)
 
 
+@pytest.mark.parametrize('opset', [17, 20])
+def test_export(opset, tmp_path):
+    pytest.importorskip('onnxruntime')
+    report = vitzoo.export_onnx(reduced(), tmp_path / 'model.onnx', 32, opset=opset)
+    assert all(max(check.errors.values()) < 1e-5 for check in report.checks)
+
+
 def test_predictor_against_its_formula():
     predictor = ScorePredictor(8).double()
     x, kept = torch.randn(2, 5, 8, dtype=torch.double), torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0]])

@@ -1,4 +1,6 @@
 """Runs the blocks of timm's `VisionTransformer` and `Eva` with a method between their parts, by the blocks' own layers."""
+import operator
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
@@ -22,7 +24,7 @@ def is_as_known(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
 
 def embed(model: nn.Module, image: Tensor) -> Tokens:
     """Images (B, C, H, W) -> what goes into the first block."""
-    grid = tuple(model.patch_embed.dynamic_feat_size(image.shape[-2:]))
+    grid = tuple(map(operator.index, model.patch_embed.dynamic_feat_size(image.shape[-2:])))  # numbers for TorchScript's tracer too
     x = model.patch_embed(image)
     if isinstance(model, Eva):
         x, rope = model._pos_embed(x)

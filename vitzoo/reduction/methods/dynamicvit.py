@@ -24,6 +24,7 @@ class ScorePredictor(nn.Module):
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
+        self.num_own = dim // 2
         self.in_conv = nn.Sequential(nn.LayerNorm(dim, **dd), nn.Linear(dim, dim, **dd), nn.GELU())
         self.out_conv = nn.Sequential(
             nn.Linear(dim, dim // 2, **dd), nn.GELU(), nn.Linear(dim // 2, dim // 4, **dd), nn.GELU(), nn.Linear(dim // 4, 2, **dd))
@@ -34,7 +35,8 @@ class ScorePredictor(nn.Module):
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """Patches (B, N, C), which of them are kept (B, N) or None for all -> log-probabilities (B, N, 2) to keep and to drop."""
-        own, shared = self.in_conv(x).tensor_split([x.shape[2] // 2], dim=2)
+        x = self.in_conv(x)
+        own, shared = x[:, :, :self.num_own], x[:, :, self.num_own:]
         if kept is None:
             mean = shared.mean(1, keepdim=True)
         else:
@@ -109,6 +111,7 @@ class DynamicViT(Method):
         return tuple(counts[1:])
 
     def want(self, model: nn.Module, i: int) -> str | None:
+        # in front of the first decision the masked softmax is the plain one, but for its EPS
         return 'map' if model.training and self.locations and i >= self.locations[0] else None
 
     def pre(self, model: nn.Module, i: int, tokens: Tokens) -> Tokens:

@@ -158,10 +158,11 @@ class Sparsifiner(Method):
         return None if self.attn_keep == self.token_keep == 1 and self.attn_threshold is None else 'keys'
 
     def start(self, model: nn.Module, tokens: Tokens) -> Tokens:
-        expected = model.blocks[0].attn.mask_predictor.proj_n.shape[0] if len(model.blocks) else tokens.x.shape[1]
-        if tokens.x.shape[1] != expected:
+        expected = model.blocks[0].attn.mask_predictor.proj_n.shape[0] if len(model.blocks) else None
+        found = tokens.num_prefix + tokens.num_patches
+        if expected not in (None, found):
             raise ValueError(f'Sparsifiner learned tables for {expected} tokens, those of one image size; this image has '
-                             f'{tokens.x.shape[1]}. Resize the image, or build the model with its img_size before reduce_tokens.')
+                             f'{found}. Resize the image, or build the model with its img_size before reduce_tokens.')
         return tokens
 
     def pre(self, model: nn.Module, i: int, tokens: Tokens) -> Tokens:
