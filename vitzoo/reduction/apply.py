@@ -29,10 +29,14 @@ class Reduced:
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images (B, C, H, W) -> tokens after the final norm. Raises ValueError on a mask, which reduced tokens have no place for."""
+        return self.to_head(self.forward_tokens(x, attn_mask, is_causal))
+
+    def forward_tokens(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tokens:
+        """Images (B, C, H, W) -> tokens behind the last block, with all that the method keeps of their way."""
         tokens = self._embed(x, attn_mask, is_causal)
         for i in range(len(self.blocks)):
             tokens = run_block(self, self.reduction, i, tokens)
-        return self._to_head(tokens)
+        return tokens
 
     def forward_intermediates(
             self,
@@ -64,10 +68,10 @@ class Reduced:
             result = {'image_intermediates': maps}
             if with_prefix:
                 result['image_intermediates_prefix'] = prefixes
-            return result if intermediates_only else {**result, 'image_features': self._to_head(tokens)}
+            return result if intermediates_only else {**result, 'image_features': self.to_head(tokens)}
         if with_prefix:
             maps = list(zip(maps, prefixes, strict=True))
-        return maps if intermediates_only else (self._to_head(tokens), maps)
+        return maps if intermediates_only else (self.to_head(tokens), maps)
 
     def _embed(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tokens:
         if attn_mask is not None or is_causal:
@@ -76,7 +80,8 @@ class Reduced:
         specialize_size(x)
         return self.reduction.start(self, embed(self, x))
 
-    def _to_head(self, tokens: Tokens) -> Tensor:
+    def to_head(self, tokens: Tokens) -> Tensor:
+        """Tokens behind the last block -> what `forward_head` takes."""
         x = self.norm(tokens.x)
         pools_patches = self.attn_pool is not None or self.global_pool not in ('', 'token')
         if not pools_patches:
