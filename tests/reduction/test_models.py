@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 import vitzoo
 from vitzoo.profiling import on_meta
 from vitzoo.reduction import METHODS, Method
+from vitzoo.reduction.methods.tome import match, merge_rows
+from vitzoo.reduction.runner import embed, run_block
 
 PAIRS = [(kind, method) for kind in KINDS for method in METHODS if takes(method, kind)]
 FEW = ('class_token', 'dinov3')
@@ -367,6 +369,29 @@ def test_precisions(kind, method):
         model(x.double())
 
 
+@torch.no_grad()
+def test_half_precision_counts_exactly():
+    """In bfloat16 the number after 256 is 258."""
+    model = build('any_size').bfloat16()
+    vitzoo.reduce_tokens(model, 'tome', r=1000)
+    tokens = embed(model, torch.randn(1, 3, 160, 240).bfloat16())
+    for i in range(DEPTH):
+        tokens = run_block(model, model.reduction, i, tokens)
+        assert tokens.size.double()[:, 1:].sum() == 600
+
+
+@torch.no_grad()
+def test_autocast_keeps_the_residual_stream():
+    """Tokens that nothing is merged into leave a block in the precision in which they came."""
+    x = torch.randn(1, 8, 4)
+    merge = match(x, 2)
+    plain, *_ = merge_rows(x, None, merge)
+    with torch.autocast('cpu', torch.bfloat16):
+        found, *_ = merge_rows(x, None, merge)
+    alone = (plain[0, :, None] == x[0]).all(-1).any(1)
+    assert alone.sum() >= 4 and torch.equal(found[0, alone], plain[0, alone])
+
+
 @pairs(lambda kind, method: kind == 'dinov3' or kind == 'mixed' and method == 'tome')
 def test_autocast_trains(kind, method):
     model = reduced(kind, method).train()
@@ -444,7 +469,6 @@ def test_a_second_forward_moves_nothing_to_the_device(kind, method):
 
 def merged(kind):
     """A model, its normalised tokens (B, P + N, C) and their sizes, before they are copied for the head."""
-    from vitzoo.reduction.runner import embed, run_block
     model = reduced(kind, 'tome')
     tokens = embed(model, image())
     for i in range(DEPTH):

@@ -64,12 +64,13 @@ def merge_rows(x: Tensor, size: Tensor | None, merge: Merge) -> tuple[Tensor, Te
     """
     targets, T = x[:, merge.targets], len(range(x.shape[1])[merge.targets])
     if size is None:
-        size = x.new_ones(x.shape[:2])
+        size = x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))  # bfloat16 counts to 256
     one_hot = merge.destinations[:, None] == torch.arange(T, device=x.device)[:, None]
     sums = one_hot * size.gather(1, merge.sources)[:, None]  # (B, T, r)
     total = size[:, merge.targets] + sums.sum(-1)
     own, others = size[:, merge.targets] / total, sums / total[..., None]
-    merged = torch.baddbmm(targets * own[..., None], others.to(x.dtype), take_rows(x, merge.sources))
+    # under autocast the product is in half precision; what nothing is merged into stays as it is
+    merged = torch.addcmul(others.to(x.dtype) @ take_rows(x, merge.sources), targets, own[..., None].to(x.dtype))
     size = torch.cat([size.gather(1, merge.kept), total], dim=1)
     return torch.cat([take_rows(x, merge.kept), merged], dim=1), size, own, others
 
@@ -167,7 +168,8 @@ class ToMe(Method):
         targets = rope.expand(depth, B, heads, -1, -1)[:, :, :, merge.targets.start - P::merge.targets.step]
         if self.position == 'mean':
             sources = take_positions(rope, merge.sources - P)
-            targets = unit_length(targets * own[:, None, :, None] + others[:, None] @ sources)
+            own, others = own[:, None, :, None].to(rope.dtype), others[:, None].to(rope.dtype)
+            targets = unit_length(targets * own + others @ sources).to(rope.dtype)
         return torch.cat([kept, targets], dim=3)
 
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
