@@ -94,3 +94,16 @@ def takes(method: str, kind: str) -> bool:
 def reduced(kind: str, method: str | Method, **kwargs) -> nn.Module:
     model = build(kind, **kwargs)
     return vitzoo.reduce_tokens(model, method, **(options(method) if isinstance(method, str) else {})).eval()
+
+
+class Looks(Method):
+    """Wants to see the attention of every block, and changes nothing."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def want(self, model, i):
+        return self.what
+
+
+PAIRS = [(kind, method) for kind in KINDS for method in METHODS if takes(method, kind)]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from kinds import ANY_SIZE, DEPTH, KINDS, OFF, SIZE, build, image, options, reduced, takes
+from kinds import ANY_SIZE, DEPTH, KINDS, OFF, PAIRS, SIZE, Looks, build, image, options, reduced
 from timm.models import group_parameters
 from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock, VisionTransformer
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
@@ -18,11 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 import vitzoo
 from vitzoo.profiling import on_meta
-from vitzoo.reduction import METHODS, Method
+from vitzoo.reduction import METHODS
 from vitzoo.reduction.methods.tome import match, merge_rows
 from vitzoo.reduction.runner import embed, run_block
 
-PAIRS = [(kind, method) for kind in KINDS for method in METHODS if takes(method, kind)]
 FEW = ('class_token', 'dinov3')
 every_kind = pytest.mark.parametrize('kind', KINDS)
 every_method = pytest.mark.parametrize('method', METHODS)
@@ -50,16 +49,6 @@ def assert_same(a, b, tolerance=1e-6):
 def gradients(model):
     """One vector: a bias in front of a softmax has gradient zero, and what is there instead is rounding."""
     return torch.cat([torch.zeros(p.numel(), dtype=p.dtype) if p.grad is None else p.grad.flatten() for p in model.parameters()])
-
-
-class Looks(Method):
-    """Wants to see the attention of every block, and changes nothing."""
-
-    def __init__(self, what):
-        self.what = what
-
-    def want(self, model, i):
-        return self.what
 
 
 # ---- off is off
