@@ -86,11 +86,6 @@ def options(method: str, **others) -> dict:
     return {name: value for name, value in {**_FITTING, **others}.items() if name in names}
 
 
-def takes(method: str, kind: str) -> bool:
-    """Whether the model has the class token that the method may need."""
-    return not METHODS[method].needs_class_token or build(kind).cls_token is not None
-
-
 def reduced(kind: str, method: str | Method, **kwargs) -> nn.Module:
     model = build(kind, **kwargs)
     return vitzoo.reduce_tokens(model, method, **(options(method) if isinstance(method, str) else {})).eval()
@@ -106,4 +101,6 @@ class Looks(Method):
         return self.what
 
 
-PAIRS = [(kind, method) for kind in KINDS for method in METHODS if takes(method, kind)]
+WITHOUT_CLASS_TOKEN = [kind for kind in KINDS if build(kind).cls_token is None]
+PAIRS = [(kind, method) for kind in KINDS for method in METHODS
+         if kind not in WITHOUT_CLASS_TOKEN or not METHODS[method].needs_class_token]

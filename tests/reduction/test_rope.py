@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from kinds import DEPTH, PAIRS, Looks, build, image, options, reduced
+from kinds import DEPTH, PAIRS, WITHOUT_CLASS_TOKEN, Looks, build, image, options, reduced
 
 import vitzoo
 from vitzoo.reduction import METHODS, Method, Tokens
@@ -13,7 +13,7 @@ from vitzoo.reduction.methods.tome import labels
 from vitzoo.reduction.runner import embed, run_block
 
 ROPE = [kind for kind in dict(PAIRS) if getattr(build(kind), 'rope', None) is not None]
-WITH_CLASS = [kind for kind in ROPE if build(kind).cls_token is not None]
+WITH_CLASS = [kind for kind in ROPE if kind not in WITHOUT_CLASS_TOKEN]
 every_kind = pytest.mark.parametrize('kind', ROPE)
 
 
