@@ -17,11 +17,6 @@ BLOCKS = (Block, EvaBlock, EvaBlockPostNorm)
 ATTENTIONS = (Attention, EvaAttention, AttentionRope)
 
 
-def is_as_known(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the module computes what one of these classes does: it is one, or inherits the forward."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
-
-
 def embed(model: nn.Module, image: Tensor) -> Tokens:
     """Images (B, C, H, W) -> what goes into the first block."""
     grid = tuple(map(operator.index, model.patch_embed.dynamic_feat_size(image.shape[-2:])))  # numbers for TorchScript's tracer too
