@@ -269,7 +269,8 @@ def test_traced(options):
     (dict(keep=True), 'keep=True'), (dict(score='cls'), "score='cls'"), (dict(preset='divprune'), "preset='divprune'"),
     (dict(location=4), 'location=4.*0 to 3'), (dict(location=-5), 'location=-5'), (dict(num_context=0), 'num_context'),
     (dict(anchors=1.5), 'anchors'), (dict(anchors=0.5, anchor_location=2), 'anchor_location=2.*in front of block 2'),
-    (dict(score='class_sum', sum_from=3), 'sum_from=3'), (dict(position='none'), 'position')])
+    (dict(anchors=0.5, location=0), 'in front of block 0'), (dict(score='class_sum', sum_from=3), 'sum_from=3'),
+    (dict(position='none'), 'position')])
 def test_refused(options, message):
     model = build()
     with pytest.raises(ValueError, match=message):
