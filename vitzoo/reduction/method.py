@@ -65,6 +65,7 @@ class Method:
     it defines those that it needs. Sizes are plain numbers known from the image's size alone: `schedule` says them beforehand.
     """
     needs_class_token = False  # the first token's attention says what matters
+    full_grid = True  # `restore` answers a feature for each patch
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError on a model that the options do not fit, such as a location behind its last block."""
@@ -166,13 +167,21 @@ def take_positions(rope: Tensor, index: Tensor) -> Tensor:
 def mix_positions(rope: Tensor, weights: Tensor) -> Tensor:
     """Positions of weighted tokens: the mean of sine and cosine, brought back to unit length for each frequency.
 
-    (depth or 1, B or 1, H or 1, N, D), weights (B, K, N) of any positive sum -> (depth or 1, B, H or 1, K, D).
+    (depth or 1, B or 1, H or 1, N, D), weights (B, K, N), none negative -> (depth or 1, B, H or 1, K, D).
     """
-    return unit_length(weights[:, None].to(rope.dtype) @ rope)
+    weights = weights.float() + 1e-30  # where attention underflows all count the same
+    weights = weights / weights.sum(-1, keepdim=True)
+    return unit_length(weights[:, None].to(rope.dtype) @ rope).to(rope.dtype)
+
+
+def no_positions(rope: Tensor) -> Tensor:
+    """Positions (..., D) that turn nothing, as prefix tokens have."""
+    sine, cosine = rope.chunk(2, dim=-1)
+    return torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
 
 
 def unit_length(rope: Tensor) -> Tensor:
     """Sine and cosine (..., D) of sums of angles, brought back to unit length for each frequency."""
     sine, cosine = rope.chunk(2, dim=-1)
-    length = (sine ** 2 + cosine ** 2).sqrt().clamp_min(1e-6)
+    length = (sine ** 2 + cosine ** 2).clamp_min(1e-12).sqrt()  # in this order: the gradient of a root at 0 is infinite
     return torch.cat([sine / length, cosine / length], dim=-1)

@@ -17,11 +17,6 @@ BLOCKS = (Block, EvaBlock, EvaBlockPostNorm)
 ATTENTIONS = (Attention, EvaAttention, AttentionRope)
 
 
-def is_as_known(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the module computes what one of these classes does: it is one, or inherits the forward."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
-
-
 def embed(model: nn.Module, image: Tensor) -> Tokens:
     """Images (B, C, H, W) -> what goes into the first block."""
     grid = tuple(map(operator.index, model.patch_embed.dynamic_feat_size(image.shape[-2:])))  # numbers for TorchScript's tracer too
@@ -57,6 +52,7 @@ def _block(model: nn.Module, method: Method, i: int, tokens: Tokens) -> Tokens:
     tokens = tokens._replace(x=tokens.x + update)
     if want:
         tokens = method.mid(model, i, tokens, seen)
+    del update, seen  # the MLP takes their memory
     return tokens._replace(x=tokens.x + _mlp_branch(block, tokens.x))
 
 
@@ -107,6 +103,7 @@ def _attend(
     if bias is not None:
         logits = add_bias(logits, bias)
     attention = method.softmax(i, logits, tokens) if want == 'map' else logits.softmax(-1)
+    del logits
     if masked:
         attention = attention * bias
     attention = attn.attn_drop(attention)

@@ -66,7 +66,8 @@ def merge_rows(x: Tensor, size: Tensor | None, merge: Merge) -> tuple[Tensor, Te
     """
     P, U, targets = merge.num_prefix, merge.num_kept, x[:, merge.targets]
     places = torch.arange(len(range(x.shape[1])[merge.targets]), device=x.device)
-    weights = (merge.destinations[:, None] == places[:, None]).float()
+    counts = torch.promote_types(x.dtype, torch.float32)  # bfloat16 counts to 256
+    weights = (merge.destinations[:, None] == places[:, None]).to(counts)
     if size is None:
         own, kept = 1., weights.new_ones(x.shape[0], P + U)
     else:
@@ -76,7 +77,8 @@ def merge_rows(x: Tensor, size: Tensor | None, merge: Merge) -> tuple[Tensor, Te
         targets = targets * own[..., None].to(x.dtype)
     total = weights.sum(-1) + own
     moved = take_rows(x, merge.rows)
-    merged = torch.baddbmm(targets, weights.to(x.dtype), moved[:, U:]) / total[..., None].to(x.dtype)
+    # a sum of its own: under autocast the product is in half precision, and what nothing is merged into stays as it is
+    merged = (weights.to(x.dtype) @ moved[:, U:] + targets) / total[..., None].to(x.dtype)
     return torch.cat([x[:, :P], moved[:, :U], merged], dim=1), torch.cat([kept, total], dim=1), weights
 
 
@@ -171,8 +173,8 @@ class ToMe(Method):
         depth, B, heads = moved.shape[:3]
         targets = rope.expand(depth, B, heads, -1, -1)[:, :, :, merge.targets.start - P::merge.targets.step]
         if self.position == 'mean':
-            own = 1. if tokens.size is None else tokens.size[:, None, merge.targets, None]
-            targets = unit_length(targets * own + weights[:, None].to(rope.dtype) @ moved[:, :, :, U:])
+            own = 1. if tokens.size is None else tokens.size[:, None, merge.targets, None].to(rope.dtype)
+            targets = unit_length(targets * own + weights[:, None].to(rope.dtype) @ moved[:, :, :, U:]).to(rope.dtype)
         return torch.cat([moved[:, :, :, :U], targets], dim=3)
 
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
