@@ -232,7 +232,7 @@ def test_another_method_takes_the_place_of_the_first(first):
         assert type(vitzoo.restore_tokens(model)) is VisionTransformer
 
 
-@some_pairs
+@few_pairs
 @torch.no_grad()
 def test_copies(kind, method):
     model, x = reduced(kind, method), image()
@@ -442,7 +442,7 @@ class Elsewhere(TorchDispatchMode):
         return result
 
 
-@some_pairs
+@few_pairs
 @torch.no_grad()
 def test_a_second_forward_moves_nothing_to_the_device(kind, method):
     model, x = on_meta(reduced(kind, method)), image().to('meta')
