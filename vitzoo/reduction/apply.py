@@ -42,10 +42,14 @@ class Reduced:
     @_of_any_batch
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images (B, C, H, W) -> tokens after the final norm. Raises ValueError on a mask, which reduced tokens have no place for."""
+        return self.to_head(self.forward_tokens(x, attn_mask, is_causal))
+
+    def forward_tokens(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tokens:
+        """Images (B, C, H, W) -> tokens behind the last block, with all that the method keeps of their way."""
         tokens = self._embed(x, attn_mask, is_causal)
         for i in range(len(self.blocks)):
             tokens = run_block(self, self.reduction, i, tokens)
-        return self._to_head(tokens)
+        return tokens
 
     @_of_any_batch
     def forward_intermediates(
@@ -78,10 +82,10 @@ class Reduced:
             result = {'image_intermediates': maps}
             if with_prefix:
                 result['image_intermediates_prefix'] = prefixes
-            return result if intermediates_only else {**result, 'image_features': self._to_head(tokens)}
+            return result if intermediates_only else {**result, 'image_features': self.to_head(tokens)}
         if with_prefix:
             maps = list(zip(maps, prefixes, strict=True))
-        return maps if intermediates_only else (self._to_head(tokens), maps)
+        return maps if intermediates_only else (self.to_head(tokens), maps)
 
     def _embed(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tokens:
         if attn_mask is not None or is_causal:
@@ -90,13 +94,15 @@ class Reduced:
         specialize_size(x)
         return self.reduction.start(self, embed(self, x))
 
-    def _to_head(self, tokens: Tokens) -> Tensor:
+    def to_head(self, tokens: Tokens) -> Tensor:
+        """Tokens behind the last block -> what `forward_head` takes."""
         x = self.norm(tokens.x)
         pools_patches = self.attn_pool is not None or self.global_pool not in ('', 'token')
-        if tokens.size is None or not pools_patches:
+        if not pools_patches:
             return x
         prefix, patches = x[:, :tokens.num_prefix], x[:, tokens.num_prefix:]
-        return torch.cat([prefix, self.reduction.to_pool(patches, tokens)], dim=1)
+        pooled = self.reduction.to_pool(patches, tokens)
+        return x if pooled is patches else torch.cat([prefix, pooled], dim=1)
 
     def __reduce_ex__(self, protocol: int):  # the class is made here and has no name that pickle could import
         return _blank, (_class_behind(type(self)),), self.__getstate__()
@@ -222,7 +228,7 @@ def _check_model(vit: nn.Module, method: Method) -> None:
                          'the model with patch_drop_rate=0.')
     if method.needs_class_token and vit.cls_token is None:
         raise ValueError(f'{type(method).__name__} goes by the attention of the class token, and this {type(vit).__name__} has none; '
-                         "choose 'tome', 'gtp' or 'expedite'.")
+                         "choose 'tome', 'gtp', 'expedite', or 'select' with score='column' or 'similarity'.")
     method.check(vit)
 
 
