@@ -3,6 +3,7 @@ import functools
 import importlib.util
 import re
 import runpy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -181,7 +182,7 @@ def test_backbone_file_fits_each_head(file, monkeypatch):
 @pytest.mark.parametrize('head', HEADS)
 @pytest.mark.parametrize('file', zoo.slow_if(lambda file: file.stem != 'svit_small', BACKBONES), ids=lambda file: file.stem)
 def test_backbone_file_is_built_under_each_head(file, head):
-    with torch.device('meta'):
+    with nullcontext() if head == 'segmenter' else torch.device('meta'):  # MMSegmentation asks tensors for numbers there
         model = build(set_backbone(parse(RECIPES[head]), file))
     assert isinstance(model.backbone, DenseBackbone)
 

@@ -85,6 +85,8 @@ def _fit_in_channels(module: ConfigDict, channels: list[int], name: str) -> None
     old, index = module.get('in_channels'), module.get('in_index')
     if isinstance(old, int):
         module.in_channels = channels[-1 if index is None else index]
+        if module.get('num_convs') == 0 and module.get('channels') == old:  # MMSegmentation's linear layer: nothing between
+            module.channels = module.in_channels
     elif old is not None:
         if len(old) != len(index or channels):
             raise ValueError(f'{name} takes {len(old)} maps, the backbone gives {len(channels)}; set out_indices or in_channels to fit')
