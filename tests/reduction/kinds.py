@@ -1,5 +1,4 @@
 """Kinds of timm models whose tokens are reduced in tests, each as small as shows what is special about it, and settings that fit them."""
-from collections.abc import Iterable
 from dataclasses import fields
 
 import timm
@@ -61,17 +60,13 @@ def build(kind: str, **kwargs) -> nn.Module:
         model = timm.create_model(name, **{**_SMALL, **special, **kwargs}).eval()
     finally:
         set_fused_attn(fused)
-    spread(model.named_parameters())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if 'rope' not in name and (p.ndim == 1 or 'token' in name or 'latent' in name):
+                p.add_(torch.randn_like(p), alpha=0.2)
+            elif p.ndim == 2:
+                p.normal_(std=p.shape[1] ** -0.5)
     return model
-
-
-@torch.no_grad()
-def spread(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-    for name, p in parameters:
-        if 'rope' not in name and (p.ndim == 1 or 'token' in name or 'latent' in name):
-            p.add_(torch.randn_like(p), alpha=0.2)
-        elif p.ndim == 2:
-            p.normal_(std=p.shape[1] ** -0.5)
 
 
 def image(*size: int, batch: int = 2) -> torch.Tensor:
@@ -83,8 +78,10 @@ _FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, r=5, num_p
 # What makes a method do nothing, of those where there is such a setting.
 OFF = {
     'evit': dict(keep_rate=1.), 'tome': dict(r=0), 'gtp': dict(num_prop=0), 'dynamicvit': dict(keep_rate=1.),
-    'sparsifiner': dict(attn_keep=1.),
+    'expedite': dict(clusters=100), 'sparsifiner': dict(attn_keep=1.),
 }
+
+ONE_SIZE = ('sparsifiner',)  # its tables are made for one number of tokens
 
 
 def options(method: str, **others) -> dict:
@@ -94,10 +91,7 @@ def options(method: str, **others) -> dict:
 
 def reduced(kind: str, method: str | Method, **kwargs) -> nn.Module:
     model = build(kind, **kwargs)
-    own = {name for name, _ in model.named_parameters()}
-    vitzoo.reduce_tokens(model, method, **(options(method) if isinstance(method, str) else {}))
-    spread((name, p) for name, p in model.named_parameters() if name not in own)
-    return model.eval()
+    return vitzoo.reduce_tokens(model, method, **(options(method) if isinstance(method, str) else {})).eval()
 
 
 class Looks(Method):

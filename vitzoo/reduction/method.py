@@ -65,7 +65,6 @@ class Method:
     it defines those that it needs. Sizes are plain numbers known from the image's size alone: `schedule` says them beforehand.
     """
     needs_class_token = False  # the first token's attention says what matters
-    any_size = True  # takes images of other sizes than that of the model when `attach` was called
     full_grid = True  # `restore` answers a feature for each patch
 
     def check(self, model: nn.Module) -> None:

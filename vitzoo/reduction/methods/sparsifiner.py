@@ -105,7 +105,6 @@ class Sparsifiner(Method):
     attn_threshold: float | None = None
     token_keep: float = 1.0
     token_locations: tuple[int, ...] = (3, 6, 9)
-    any_size = False
 
     def __post_init__(self):
         check_range(1e-6, 1, attn_keep=self.attn_keep, token_keep=self.token_keep)
