@@ -3,9 +3,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .method import take_rows
+from .method import Tokens, take_rows
 
 
 class Drop(NamedTuple):
@@ -14,6 +15,17 @@ class Drop(NamedTuple):
     order: Tensor  # (B, N), those that are kept first
     num_kept: int
     num_new: int = 0  # tokens that it appends, such as a fused one
+
+
+def left_by(tokens: Tokens) -> Tensor:
+    """What the steps in `history` that are a `Drop` have left of each patch: its place among the present tokens, or -1, (B, N0)."""
+    N0, device = tokens.grid[0] * tokens.grid[1], tokens.x.device
+    places = torch.arange(N0, device=device).expand(tokens.x.shape[0], -1)  # of each present token on the grid; N0 for none
+    for drop in tokens.history:
+        if isinstance(drop, Drop):
+            places = F.pad(places.gather(1, drop.order[:, :drop.num_kept]), (0, drop.num_new), value=N0)
+    present = torch.arange(places.shape[1], device=device).expand(places.shape)
+    return present.new_full((places.shape[0], N0 + 1), -1).scatter(1, places, present)[:, :N0]
 
 
 def refill(y: Tensor, drops: Sequence[Drop], k: int = 20, temperature: float = 0.02) -> Tensor:
