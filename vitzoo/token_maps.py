@@ -66,8 +66,8 @@ def token_map(model: nn.Module, image: Tensor) -> list[TokenMap]:
     with listen() as records, _inference(model):
         model(x)
     if not records:
-        raise ValueError(f'{model_name(model)} has no token maps: in each of its layers all positions see each other. Expected a model '
-                         'that groups or chooses, such as svit_small, or one whose tokens were reduced by vitzoo.reduce_tokens.')
+        raise ValueError(f'{model_name(model)} has no token maps: none of its layers says which positions belong together or are left. '
+                         'Expected a model of ours, such as svit_small, or one whose tokens were reduced by vitzoo.reduce_tokens.')
     names = {module: name for name, module in body.named_modules()}
     return [_finish(record, names[record.module], body, x.shape[2:]) for record in records]
 
