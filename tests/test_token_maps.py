@@ -71,6 +71,18 @@ def test_methods(method):
     assert maps[-1].labels.unique().numel() < 48
 
 
+def test_features_and_other_transformers():
+    """Wrapped transformers, with positions that rotate too; an image that is padded has the maps of its patches."""
+    model = timm.create_model('eva02_tiny_patch14_224', img_size=56, depth=3, features_only=True, out_indices=(0, 2)).eval()
+    maps = vitzoo.token_map(vitzoo.reduce_tokens(model, 'evit', **OPTIONS['evit']), torch.randn(3, 56, 56))
+    check(maps, model.model, (56, 56))
+    assert [m.total for m in maps] == [16, 13, 11] and maps[0].stride == (14, 14)
+    dense = vitzoo.DenseBackbone('vit_tiny_patch16_224', depth=4).eval()
+    maps = vitzoo.token_map(vitzoo.reduce_tokens(dense, 'tome', r=4), torch.randn(3, 60, 100))
+    check(maps, dense.model, (60, 100))
+    assert [m.total for m in maps] == [24, 20, 16, 12]
+
+
 @micro_model
 def test_outputs_are_the_same_while_recording(name):
     model, image = zoo.build(name), torch.randn(2, 3, 96, 130)
@@ -124,7 +136,7 @@ def test_recorders_nest():
     assert len(inner) == 2 and len(outer) == 2 and not recording()
 
 
-@pytest.mark.parametrize('name', [*zoo.MICRO, *METHODS])
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in ('svit_micro', 'evit'), [*zoo.MICRO, *METHODS]))
 def test_graphs_have_no_trace_of_it(name):
     """As many nodes as without the recorder, also for who exports while he listens."""
     model = reduced(name) if name in METHODS else zoo.build(name)
@@ -150,6 +162,18 @@ def test_compiled_whole(name):
             compiled(image)
     assert records == []
     assert [m.layer for m in vitzoo.token_map(compiled, image)] == [m.layer for m in vitzoo.token_map(model, image)]
+
+
+def test_compiled_parts():
+    model, image = zoo.build('svit_micro'), torch.randn(1, 3, 96, 128)
+    expected = vitzoo.token_map(model, image)
+    model.stages[0].blocks[0].compile(backend='eager')
+    model.stages[1] = torch.compile(model.stages[1], backend='eager')
+    with torch.no_grad():
+        model(image)
+    found = vitzoo.token_map(model, image)
+    assert [m.layer for m in found] == [m.layer for m in expected]
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(found, expected, strict=True))
 
 
 def test_threads_record_apart():
@@ -252,7 +276,7 @@ def test_routed_regions():
         assert m.kind == 'counts' and m.total == 49
 
 
-@pytest.mark.parametrize('size', [(224, 224), (192, 160), (224, 448)])
+@pytest.mark.parametrize('size', [(224, 224), (192, 160), (224, 448), (48, 48)])  # the last has as many semantic tokens as positions
 def test_semantic_tokens_of_stvit(size):
     """By the attention maps that the forward itself makes where attention is spelled out."""
     set_fused_attn(False)

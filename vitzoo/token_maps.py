@@ -1,17 +1,18 @@
 """Token maps: which positions of an image belong together, or are left, in each layer of a model."""
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from .arguments import show
 from .facts import model_name
 from .layers import check_image, precision_of
 from .layers.recording import Record, listen
-from .weights.names import unwrapped
+from .weights.names import unwrapped, without_wrappers
 
 
 class TokenMap(NamedTuple):
@@ -63,12 +64,12 @@ def token_map(model: nn.Module, image: Tensor) -> list[TokenMap]:
     check_image(x, getattr(body, 'in_chans', 3), like=precision_of(model))
     if len(x) != 1:
         raise ValueError(f'image of shape {tuple(image.shape)}: expected one image, (C, H, W) or (1, C, H, W).')
-    with listen() as records, _inference(model):
+    with listen() as records, _inference(model), _uncompiled(model):
         model(x)
     if not records:
         raise ValueError(f'{model_name(model)} has no token maps: none of its layers says which positions belong together or are left. '
                          'Expected a model of ours, such as svit_small, or one whose tokens were reduced by vitzoo.reduce_tokens.')
-    names = {module: name for name, module in body.named_modules()}
+    names = {module: without_wrappers(name) for name, module in body.named_modules()}
     return [_finish(record, names[record.module], body, x.shape[2:]) for record in records]
 
 
@@ -82,6 +83,12 @@ def _finish(record: Record, layer: str, body: nn.Module, image_size: tuple[int, 
     if labels.ndim == 1:
         labels = labels.view(tuple(-(-n // s) for n, s in zip(image_size, stride, strict=True)))
     return TokenMap(layer, record.what, record.kind, labels, record.total, stride)
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager:
+    """Runs parts that were compiled as they are; other threads too, so only where there are such parts."""
+    compiled = any(isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl is not None for m in model.modules())
+    return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
 
 
 @contextmanager

@@ -522,7 +522,7 @@ class SemanticStage(Form):
         """The semantic token that looks at each position most; in recovery, that it looks at most."""
         num_semantic, num_image, T = math.prod(num_windows(H, W)) * GRID ** 2, H * W, context.shape[1]
         weights = block.attention_map(x, context, 0. if near is None else query_weights(H, W, near, self.pad_mask, T, x))
-        if x.shape[1] == num_image:  # recovery, in the dense form with padding behind the semantic tokens
+        if near == RECOVER or T == num_semantic:  # with padding behind the semantic tokens in the dense form
             labels = weights[..., :num_semantic].argmax(2)
         elif near is None or not near.halo:  # the classifier form: the semantic tokens are keys as well
             labels = weights[..., T - num_image:].argmax(1)

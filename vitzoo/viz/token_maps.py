@@ -78,7 +78,8 @@ def draw_token_map(image: Image.Image, m, factor: int = 1) -> Image.Image:
 def group_colours(groups: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """A colour for each group, (G, 3); groups (h, w) from 0, counts (G,) their positions.
 
-    The largest come first. Each takes one that no neighbour has and that few others have, and of those the most unlike its neighbours'.
+    The largest come first. Each takes one that no neighbour has, while there are such, of those one that few others have, and of those the
+    most unlike its neighbours'.
     """
     colours = np.array(palette(COLOURS), np.float32)
     neighbours = [set() for _ in counts]
