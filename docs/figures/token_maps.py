@@ -39,7 +39,7 @@ class Figure(NamedTuple):
 FIGURES = {
     'svit': Figure('svit_micro', {}),
     'biformer': Figure('biformer_micro', dict(n_win=8), (128, 128), layers=('stages.[01]*', 'stages.2.blocks.1*')),
-    'stvit': Figure('stvit_micro', dict(form='dense'), (112, 112), 2, layers=('stages.2.blocks.[125]',), steps=100, batch=12),
+    'stvit': Figure('stvit_micro', dict(form='dense'), (112, 112), 2, layers=('stages.2.blocks.[125]',), steps=80, batch=12),
     'stvit_deit': Figure('stvit_deit_micro', {}, layers=('blocks.*',)),
     'davit': Figure('vz_davit_micro', {}, layers=('stages.[012]*',), steps=0),  # windows are where they are, trained or not
     'lookupvit': Figure('lookupvit_micro', {}, layers=('blocks.*',)),
@@ -100,7 +100,7 @@ def draw(figure: Figure, path: Path) -> None:
     for i in SCENES:
         maps = [m for m in vitzoo.token_map(model, images[i]) if any(fnmatchcase(m.layer, pattern) for pattern in figure.layers)]
         picture = ((images[i].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
-        rows.append(draw_token_maps(picture, maps, columns=len(maps) + 1, size=224))
+        rows.append(draw_token_maps(picture, maps, columns=len(maps) + 1))
     sheet = Image.new('RGB', (rows[0].width, sum(row.height for row in rows)))
     for i, row in enumerate(rows):
         sheet.paste(row, (0, i * row.height))
