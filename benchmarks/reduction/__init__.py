@@ -1,0 +1,1 @@
+"""What the tables about token reduction in docs are made by, with their CSVs."""
