@@ -21,7 +21,7 @@ from vitzoo.reduction.restore import Drop, left_by
 SIZES = ((224, 224), (96, 130))
 # options with which a method does something in three blocks; others run by their defaults
 OPTIONS = {'evit': dict(locations=(1, 2)), 'tome': dict(r=5), 'gtp': dict(num_prop=4), 'expedite': dict(location=1, clusters=(3, 3)),
-           'dynamicvit': dict(locations=(1, 2)), 'sparsifiner': dict(), 'select': dict(location=1)}
+           'dynamicvit': dict(locations=(1, 2)), 'sparsifiner': dict(token_keep=0.8, token_locations=(1,)), 'select': dict(location=1)}
 micro_model = pytest.mark.parametrize('name', zoo.MICRO)
 every_method = pytest.mark.parametrize('method', METHODS)
 
@@ -66,8 +66,6 @@ def test_methods(method):
     check(maps, model, (96, 128))
     assert [m.layer for m in maps] == ['blocks.0', 'blocks.1', 'blocks.2']
     assert [m.total for m in maps] == list(model.reduction.schedule(48, 3))
-    if all(total == 48 for total in model.reduction.schedule(48, 3)):
-        return
     assert maps[-1].labels.unique().numel() < 48
 
 
@@ -386,6 +384,29 @@ def test_kept_tokens_are_where_they_were():
             assert labels[b].tolist() == expected
     assert left_by(Tokens(x[:0], 0, (3, 4))).shape == (0, 12)
     assert left_by(Tokens(x, 0, (3, 4))).tolist() == [list(range(12))] * 2
+
+
+def test_what_is_merged_into_contextual_tokens_belongs_to_them():
+    model = timm.create_model('deit_tiny_patch16_224', img_size=(96, 128), depth=3).eval()
+    vitzoo.reduce_tokens(model, 'select', location=1, keep=20, merge_rest=True, num_context=4)
+    image = torch.randn(1, 3, 96, 128)
+    labels = vitzoo.token_map(model, image)[-1].labels.flatten()
+    counts = torch.bincount(labels, minlength=24)
+    assert (counts[:20] == 1).all() and (counts[20:] >= 1).all() and counts.sum() == 48
+    rest = (labels >= 20).nonzero().flatten()
+    assert labels[rest[::7]].tolist() == [20, 21, 22, 23]  # every seventh of 28 is the target of its token
+
+
+def test_keys_that_are_seen():
+    """Sparsifiner: each patch sees a quarter of 49 keys in each head, and none that was given up."""
+    model = reduced('sparsifiner')
+    maps = vitzoo.token_map(model, torch.randn(3, 96, 128))
+    seen, tokens = ([m for m in maps if m.kind == kind] for kind in ('counts', 'tokens'))
+    assert [m.layer for m in seen] == [f'blocks.{i}.attn' for i in range(3)] and seen[0].total == 3 * 48
+    for m in seen:
+        assert m.labels.sum() <= 3 * 48 * 13 and m.labels.sum() > 0
+    dropped = tokens[1].labels < 0
+    assert dropped.sum() == 48 - math.ceil(0.8 * 48) and (seen[2].labels[dropped] == 0).all()
 
 
 def test_a_method_of_ones_own_has_maps():

@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--reduce', metavar='METHOD', help='reduce the tokens by this method first, such as tome or evit')
     parser.add_argument('--option', action='append', default=[], type=option, metavar='KEY=VALUE',
                         help='an option of the method, such as r=16 or "locations=(3, 6)"; may be repeated')
-    parser.add_argument('--layers', nargs='+', default=['*'], metavar='PATTERN',
-                        help='layers to show, by name or shell pattern, such as "stages.2.*" (default: all that have something to show)')
+    parser.add_argument('--layers', nargs='+', metavar='PATTERN',
+                        help='layers to show, by name or shell pattern, such as "stages.2.*" (default: all; where tokens are reduced, '
+                        'those that change something)')
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument('--checkpoint', metavar='FILE', help='weights, in any published layout')
     weights.add_argument('--pretrained', action='store_true', help='download the published weights of the tag')
@@ -69,9 +70,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     preprocessing = _preprocessing(model)
     crop = preprocessing.crop(picture)
     maps = token_map(model, torch.from_numpy(preprocessing(picture)))
-    shown = [m for m in maps if any(fnmatchcase(m.layer, pattern) for pattern in args.layers)]
-    if not shown:
-        raise ValueError(f'--layers {" ".join(args.layers)}: there are {", ".join(dict.fromkeys(m.layer for m in maps))}')
+    shown = _choose(maps, args.layers)
     save_png(draw_token_maps(crop, shown), out)
     layers = [{'layer': m.layer, 'kind': m.kind, 'what': m.what, 'total': m.total, 'size': list(m.labels.shape), 'stride': list(m.stride),
                'dropped': int((m.labels < 0).sum())} for m in shown]
@@ -94,6 +93,22 @@ def option(text: str) -> tuple[str, object]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return key, value
+
+
+def _choose(maps: list, patterns: list[str] | None) -> list:
+    """Those of the layers that match; without patterns all but those whose tokens are the ones of the layer before."""
+    if patterns:
+        found = [m for m in maps if any(fnmatchcase(m.layer, pattern) for pattern in patterns)]
+        if not found:
+            raise ValueError(f'--layers {" ".join(patterns)}: there are {", ".join(dict.fromkeys(m.layer for m in maps))}')
+        return found
+    found, last = [], None
+    for m in maps:
+        if m.kind != 'tokens' or last is None or not m.labels.equal(last.labels):
+            found.append(m)
+        if m.kind == 'tokens':
+            last = m
+    return found
 
 
 def _read(path: str, read_image):
