@@ -56,7 +56,10 @@ def test_counts_go_from_dark_to_bright():
     pixels = panel(a_map([[0, 3, 9], [9, 3, 0]], 'counts', 'regions', 20), picture())
     light = [centre(pixels, 0, j) @ (0.3, 0.6, 0.1) for j in range(3)]
     assert light == sorted(light) and light[0] + 20 < light[1] < light[2] - 20
+    assert not (pixels == 255).all(-1).any()  # each position has a count of its own
     panel(a_map([[0, 0, 0], [0, 0, 0]], 'counts', 'regions', 20), picture())
+    regions = panel(a_map([[0, 5, 5], [0, 5, 5]], 'counts', 'regions', 20), picture())
+    assert (regions[:, 7] == 255).all() and not (regions[:, 8:] == 255).all(-1).any()
 
 
 def test_a_map_may_be_larger_or_smaller_than_the_image():
