@@ -53,7 +53,7 @@ def test_tokens():
 
 
 def test_counts_go_from_dark_to_bright():
-    pixels = panel(a_map([[0, 3, 9], [9, 3, 0]], 'counts', 'regions', 20), picture())
+    pixels = panel(a_map([[0, 3, 9], [9, 4, 0]], 'counts', 'regions', 20), picture())
     light = [centre(pixels, 0, j) @ (0.3, 0.6, 0.1) for j in range(3)]
     assert light == sorted(light) and light[0] + 20 < light[1] < light[2] - 20
     assert not (pixels == 255).all(-1).any()  # each position has a count of its own
