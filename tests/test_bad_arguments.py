@@ -53,6 +53,10 @@ def test_dense_backbone():
     assert sweep(vitzoo.DenseBackbone, model_name='svit_micro') == {}
 
 
+def test_token_map():
+    assert sweep(vitzoo.token_map, model=timm.create_model('svit_micro'), image=torch.zeros(3, 8, 8)) == {}
+
+
 def test_profile():
     assert sweep(vitzoo.profile, model=nn.Conv2d(3, 4, 3), input_size=8, batch=1) == {}
 

@@ -205,7 +205,7 @@ class Select(Method):
         rest = order[:, num_kept:].sort(dim=1).values  # as they are on the grid: every so-manieth of them is a target
         order = torch.cat([order[:, :num_kept], rest], dim=1)
         weights = context(take_rows(keys, rest), num_merged)
-        drop = Drop(tokens.patches, order, num_kept, num_merged)
+        drop = Drop(tokens.patches, order, num_kept, num_merged, weights)
         tokens = tokens.take(order)
         kept, left = tokens.x.split([tokens.num_prefix + num_kept, rest.shape[1]], dim=1)
         rope = tokens.rope

@@ -177,11 +177,13 @@ class ToMe(Method):
             targets = unit_length(targets * own + weights[:, None].to(rope.dtype) @ moved[:, :, :, U:]).to(rope.dtype)
         return torch.cat([moved[:, :, :, :U], targets], dim=3)
 
+    def labels(self, tokens: Tokens) -> Tensor:
+        return labels(tokens)[:, tokens.num_prefix:] - tokens.num_prefix
+
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
         if not tokens.history:
             return y, tokens.grid
-        P = tokens.num_prefix
-        return take_rows(y, labels(tokens)[:, P:] - P), tokens.grid
+        return take_rows(y, self.labels(tokens)), tokens.grid
 
     def to_pool(self, y: Tensor, tokens: Tokens) -> Tensor:
         return self.restore(y, tokens)[0]
