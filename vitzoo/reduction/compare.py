@@ -20,6 +20,7 @@ from .restore import Drop
 from .runner import embed, run_block
 from .settings import Setting, default_settings
 
+CLOCKS = {'eager': 'PyTorch', 'onnx': 'ONNX Runtime'}
 BATCH = 8  # images at a time, for what is not timed
 
 
@@ -219,6 +220,25 @@ def _noise(model: nn.Module, images: Tensor, grey_level: float | Sequence[float]
         step = step.mean(0, keepdim=True)
     signs = torch.randint(0, 2, images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return signs.to(images) * step
+
+
+def draw(rows: Sequence[Comparison], path: str | Path) -> Path:
+    """Draw each kind of agreement against multiply-adds, and the features' against each time that was measured; a PNG.
+
+    Raises ImportError without matplotlib (extra `viz`).
+    """
+    from ..viz.pareto import Point, draw_pareto
+    panels, (plain, *reduced) = {}, rows
+    qualities = {'top1': 'same top-1 class', 'feature': 'cosine of features', 'dense': 'cosine of the last map'}
+    costs = {('MACs, G', 'macs'): lambda row: row.macs / 1e9,
+             **{(f'ms, {CLOCKS[name]}, one image', name): lambda row, name=name: row.latency_ms.get(name) for name in plain.latency_ms}}
+    for (cost, what), of in costs.items():
+        for quality, title in qualities.items() if what == 'macs' else [('feature', qualities['feature'])]:
+            points = [Point(row.method, of(row), *(getattr(row, quality),) * 3) for row in reduced
+                      if None not in (of(row), getattr(row, quality))]
+            if points:
+                panels[title, cost] = [Point(plain.name, of(plain), 1., 1., 1.), *points], None
+    return draw_pareto(panels, path)
 
 
 class _Clock:
