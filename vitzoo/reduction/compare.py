@@ -92,6 +92,10 @@ def compare(
     if latency and images.device.type != 'cpu':
         raise ValueError(f'images are on {images.device}: one thread of a CPU is timed; move model and images there, or latency=False.')
     plain = restore_tokens(_twin(model)).eval()
+    try:
+        macs = _macs(plain, images)
+    except (RuntimeError, AssertionError) as e:  # as timm says it
+        raise ValueError(f'{type(plain).__name__} does not take images of {images.shape[-2]}x{images.shape[-1]}: {e}') from e
     if settings is None:
         grid = plain.patch_embed.dynamic_feat_size(images.shape[-2:])
         settings = default_settings(len(plain.blocks), grid[0] * grid[1])
@@ -102,7 +106,6 @@ def compare(
     with tempfile.TemporaryDirectory(prefix='vitzoo-') as folder, torch.no_grad():
         progress('plain')
         reference = _Outcome(plain, images)
-        macs = _macs(plain, images)
         clock = _Clock(plain, images[:1], rounds, Path(folder) if export else None) if latency else None
         rows = [Comparison(None, {}, 'plain', reference.num_patches, macs, 1., clock.plain_ms() if clock else {})]
         for setting in settings:

@@ -1,7 +1,7 @@
 """A method with its options as one thing that has a name: what is compared, and how it is written in a command."""
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ..arguments import show
 from .methods import METHODS
@@ -24,18 +24,21 @@ def _short(value: object) -> str:
 def parse_setting(text: str) -> Setting:
     """'tome', 'tome:r=8' or 'evit:keep_rate=0.5,locations=(2,4)' -> a setting; words need no quotes.
 
-    Raises ValueError where it is not written like that, or there is no such method. Options are checked by `reduce_tokens`.
+    Raises ValueError where it is not written like that, or there is no such method or option. Values are checked by `reduce_tokens`.
     """
     method, _, options = text.partition(':')
     check_method(method.strip())
     try:
         call = ast.parse(f'f({options})', mode='eval').body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args or any(k.arg is None for k in call.keywords):
             raise SyntaxError
         values = {k.arg: k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise ValueError(f'setting {show(text)}: expected METHOD:OPTION=VALUE,OPTION=VALUE, such as tome:r=8 or '
                          'evit:keep_rate=0.5,locations=(3,6,9).') from None
+    names = [option.name for option in fields(METHODS[method.strip()])]
+    if unknown := [name for name in values if name not in names]:
+        raise ValueError(f'setting {show(text)}: {method.strip()} has no option {unknown[0]!r}; there are: {", ".join(names)}.')
     return Setting(method.strip(), values)
 
 
