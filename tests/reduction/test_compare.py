@@ -100,6 +100,13 @@ def test_agreement_is_that_of_outputs(model, images):
     assert row.feature < 1 - 1e-4 and row.tokens == 9  # ceil(0.2 * 36) and the fused one
 
 
+def test_a_method_of_your_own(model, images):
+    method = tome.ToMe(r=4, position='keep')
+    row = compare(model, images, [method], latency=False)[1]
+    assert (row.method, row.name, row.options['r']) == ('ToMe', str(method), 4)
+    assert row.feature == one(model, images, 'tome:r=4').feature
+
+
 def test_a_model_without_classes_has_no_top1(images):
     model = timm.create_model('vit_tiny_patch16_224', img_size=96, depth=2, num_classes=0).eval()
     row = one(model, images, 'tome:r=4')

@@ -2,7 +2,7 @@
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from ..facts import float_dtype
 from ..layers import check_image, precision_of
 from ..profiling import count_macs, on_meta, take_turns
 from .apply import Reduced, find_transformer, reduce_tokens, restore_tokens
-from .method import Tokens
+from .method import Method, Tokens
 from .restore import Drop
 from .runner import embed, run_block
 from .settings import Setting, default_settings
@@ -60,7 +60,7 @@ class Comparison:
 def compare(
         model: nn.Module,
         images: Tensor,
-        settings: Iterable[Setting] | None = None,
+        settings: Iterable[Setting | Method] | None = None,
         *,
         latency: bool = True,
         export: bool = True,
@@ -74,7 +74,7 @@ def compare(
         model: as for `reduce_tokens`; it is not changed. If its tokens are reduced already, the parts that its method has learned serve for
             that method.
         images: a batch (B, C, H, W) as the model takes it.
-        settings: `default_settings` of all methods, if None.
+        settings: `default_settings` of all methods, if None; also methods of your own.
         latency: time one image on one thread, in turns with the plain model. export: in ONNX Runtime too (extra `onnx`).
         rounds: of the timing.
         grey_level: what one step of 255 is in `images`, one number or one for each channel; by default from the model's `pretrained_cfg`.
@@ -115,15 +115,16 @@ def compare(
     return rows
 
 
-def _compare(model: nn.Module, setting: Setting, images: Tensor, noisy: Tensor, reference: '_Outcome', macs: int, clock: '_Clock | None',
-             names: set[str]) -> Comparison:
+def _compare(model: nn.Module, setting: Setting | Method, images: Tensor, noisy: Tensor, reference: '_Outcome', macs: int,
+             clock: '_Clock | None', names: set[str]) -> Comparison:
     outcome, own = _Outcome(model, images), _macs(model, images)
     labels, again = _choice(model, images), _choice(model, noisy)
     latency_ms, ratio, notes = clock(model) if clock else ({}, {}, ())
     same_class = None if outcome.logits is None else (outcome.logits.argmax(1) == reference.logits.argmax(1)).float().mean().item()
     dense = _cosine(outcome.map, reference.map) if outcome.map.shape == reference.map.shape else None
+    method, options = _method_of(setting)
     return Comparison(
-        setting.method, dict(setting.options), str(setting), outcome.num_patches, own, own / macs, latency_ms, ratio, same_class,
+        method, options, str(setting), outcome.num_patches, own, own / macs, latency_ms, ratio, same_class,
         _cosine(outcome.feature, reference.feature), dense, overlap(labels, again),
         sum(p.numel() for name, p in model.named_parameters() if name not in names), notes)
 
@@ -133,11 +134,19 @@ def _twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
-def _reduce(model: nn.Module, setting: Setting) -> nn.Module:
+def _method_of(setting: Setting | Method) -> tuple[str, dict]:
+    """Its name and its options."""
+    if isinstance(setting, Method):
+        return type(setting).__name__, {option.name: getattr(setting, option.name) for option in fields(setting)}
+    return setting.method, dict(setting.options)
+
+
+def _reduce(model: nn.Module, setting: Setting | Method) -> nn.Module:
+    method, options = (setting, {}) if isinstance(setting, Method) else (setting.method, setting.options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of parts that are to be learned
         try:
-            return reduce_tokens(_twin(model), setting.method, **setting.options).eval()
+            return reduce_tokens(_twin(model), method, **options).eval()
         except (ValueError, TypeError) as e:
             raise type(e)(f'{setting}: {e}') from None
 
