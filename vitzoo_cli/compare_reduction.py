@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .models import count, size
     parser.add_argument('model', metavar='MODEL')
     parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER')
-    parser.add_argument('--methods', nargs='+', default=[], metavar='METHOD', help='with two or three settings each (default: all)')
+    parser.add_argument('--methods', nargs='+', default=[], metavar='METHOD',
+                        help='with two or three settings each (default: all that fit, if there is no --setting)')
     parser.add_argument('--setting', action='append', default=[], metavar='METHOD:OPTION=VALUE,...', dest='settings',
-                        help='such as tome:r=8 or "evit:keep_rate=0.5,locations=(3,6,9)"; may be repeated; these alone without --methods')
+                        help='such as tome:r=8 or "evit:keep_rate=0.5,locations=(3,6,9)"; may be repeated')
     parser.add_argument('--size', type=size, metavar='HxW', help="of the images as the model sees them (default: the model's own)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument('--checkpoint', metavar='FILE', help='weights, in any published layout')
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, output: Output) -> int:
     from vitzoo.reduction import compare, default_settings, parse_setting
+    from vitzoo.reduction.compare import draw, fitting_settings
 
     from . import models
     if not 1 <= args.rounds <= 1000:
@@ -50,7 +52,11 @@ def run(args: argparse.Namespace, output: Output) -> int:
     model, weights = _build(args)
     height, width = args.size or model.patch_embed.img_size
     grid = model.patch_embed.dynamic_feat_size((height, width))
-    settings = given if given and not args.methods else given + default_settings(len(model.blocks), grid[0] * grid[1], args.methods)
+    if args.methods:
+        given += default_settings(len(model.blocks), grid[0] * grid[1], args.methods)
+    settings, unfit = (given, {}) if given else fitting_settings(model, grid[0] * grid[1])
+    for reason in unfit.values():
+        output.note(f'vitzoo: left out: {reason}')
     if weights == 'random':
         output.note('vitzoo: no weights given: they are random, and agreement says little (--checkpoint FILE or --pretrained)')
     x, about, failed = _read(args, model, (height, width))
@@ -58,7 +64,6 @@ def run(args: argparse.Namespace, output: Output) -> int:
     with output.bar('comparing', len(settings) + 1) as advance:
         rows = compare(model, x, settings, latency=not args.no_latency, export=export, rounds=args.rounds, progress=advance)
     if args.out:
-        from vitzoo.reduction.compare import draw
         draw(rows, args.out)
     output.json({'model': args.model, 'weights': weights, 'input_size': list(x.shape[1:]), 'images': {'count': len(x), 'source': about},
                  'settings': [row.to_dict() for row in rows], 'picture': args.out, 'failed': failed})

@@ -3,6 +3,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
+from vitzoo.reduction import METHODS, Method
 from vitzoo_runtime.files import replacing
 
 from .study import PLAIN
@@ -22,6 +23,11 @@ def summarise(rows: Iterable[dict[str, str]]) -> dict[str, dict]:
             for name in order}
 
 
+def learns(method: str) -> bool:
+    """Whether it brings parameters, which somebody has to train before it means anything."""
+    return method in METHODS and METHODS[method].attach is not Method.attach
+
+
 def _spread(values: list[float]) -> tuple[float, float, float]:
     return median(values), min(values), max(values)
 
@@ -31,7 +37,7 @@ def table(summary: dict[str, dict]) -> str:
              '| --- | ---: | ---: | ---: | ---: | ---: | ---: |']
     whole = summary[PLAIN]['macs'] if PLAIN in summary else None
     for name, s in summary.items():
-        cells = ['{:.1f} [{:.1f}, {:.1f}]'.format(*s[kind]) for kind in KINDS]
+        cells = ['-' if kind == 'accuracy' and learns(s['method']) else '{:.1f} [{:.1f}, {:.1f}]'.format(*s[kind]) for kind in KINDS]
         share = f'{s["macs"] / whole:.2f}' if whole else ''
         lines.append(f'| `{name}` | {s["tokens"]} | {s["macs"] / 1e6:.2f} | {share} | {" | ".join(cells)} | {s["seeds"]} |')
     return '\n'.join(lines)
@@ -54,5 +60,9 @@ def report(rows: list[dict[str, str]], page: str | Path, picture: str | Path) ->
     with replacing(page) as temporary:
         temporary.write_text(f'{before}{START}\n\n{table(summary)}\n\n{after}', encoding='utf-8')
     level = summary[PLAIN]['accuracy'][0] if PLAIN in summary else None
-    draw_pareto({(f'{kind}: top-1 %, test part', 'MACs, M'): (
-        [Point(s['method'], s['macs'] / 1e6, *s[column]) for s in summary.values()], level) for column, kind in KINDS.items()}, picture)
+    panels = {}
+    for column, kind in KINDS.items():
+        points = [Point(s['method'], s['macs'] / 1e6, *s[column]) for s in summary.values()
+                  if column != 'accuracy' or not learns(s['method'])]
+        panels[f'{kind}: top-1 %, test part', 'MACs, M'] = points, level
+    draw_pareto(panels, picture)

@@ -1,9 +1,9 @@
 """A ViT from scratch, and what each setting of each method makes of it."""
+import copy
 import csv
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,12 +52,38 @@ def settings(methods: Sequence[str] = ()) -> list[Setting]:
     return default_settings(DEPTH, (WINDOW // PATCH) ** 2, methods)
 
 
+def class_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(x), labels, label_smoothing=0.05)
+
+
+def tuning_loss(method: str | None, teacher: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """What a model is fine-tuned with: methods that learn what to choose have losses of their own."""
+    def of_predictors(model, x, labels):
+        output = training.forward_with_policy(model, x)
+        with torch.no_grad():
+            tokens = teacher.forward_features(x)
+            logits = teacher.forward_head(tokens)
+        added = training.dynamicvit_loss(output, logits, tokens[:, teacher.num_prefix_tokens:])
+        return F.cross_entropy(output.logits, labels, label_smoothing=0.05) + added
+
+    def of_masks(model, x, labels):
+        return class_loss(model, x, labels) + training.sparsifiner_loss(model, x)
+
+    own = {'dynamicvit': of_predictors, 'sparsifiner': of_masks}
+    if method in own:
+        from vitzoo.reduction import training
+    return own.get(method, class_loss)
+
+
 def train(model: nn.Module, data: tuple[Tensor, Tensor], iterations: int, rate: float, seed: int,
+          loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor] = class_loss, new: frozenset[str] = frozenset(),
           advance: Callable[[], None] = lambda: None) -> None:
-    """AdamW, cross-entropy, random windows; the rate goes up over a tenth (at most 50) and down along a cosine."""
+    """AdamW on random windows; the rate goes up over a tenth (at most 50) and down along a cosine. Parameters in `new` get `RATE`."""
     images, labels = data
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
+    groups = [{'params': [p for name, p in model.named_parameters() if (name in new) == is_new], 'lr': RATE if is_new else rate}
+              for is_new in (False, True)]
+    optimiser = torch.optim.AdamW([group for group in groups if group['params']], weight_decay=0.05, betas=(0.9, 0.98))
     warm_up = min(50, max(1, iterations // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda i: min(1, (i + 1) / warm_up) * (1 + math.cos(math.pi * i / iterations)) / 2)
@@ -65,7 +91,7 @@ def train(model: nn.Module, data: tuple[Tensor, Tensor], iterations: int, rate: 
     for _ in range(iterations):
         chosen = torch.randint(len(images), (BATCH,), generator=generator)
         top, left = torch.randint(images.shape[-1] - WINDOW + 1, (2,), generator=generator).tolist()
-        loss = F.cross_entropy(model(window(images[chosen], top, left)), labels[chosen], label_smoothing=0.05)
+        loss = loss_of(model, window(images[chosen], top, left), labels[chosen])
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1)
@@ -90,15 +116,15 @@ def trained(folder: Path, seed: int, data: tuple[Tensor, Tensor], iterations: in
     if path.is_file():
         model.load_state_dict(load_file(path))
         return model.eval()
-    train(model, data, iterations, RATE, seed, advance)
+    train(model, data, iterations, RATE, seed, advance=advance)
     with replacing(path) as temporary:
         save_file(model.state_dict(), temporary)
     return model
 
 
-def run_row(model: VisionTransformer, setting: Setting | None, seed: int, data: dict, tuning: int) -> dict:
-    """Evaluate a setting (None: the plain model) as it comes, and after a short training with it. The model is changed."""
-    start = time.process_time()
+def run_row(teacher: VisionTransformer, setting: Setting | None, seed: int, data: dict, tuning: int) -> dict:
+    """Evaluate a setting of the trained model (None: itself) as it comes, and after a short training with it."""
+    start, model = time.process_time(), copy.deepcopy(teacher)
     torch.manual_seed(seed)  # of parts that a method brings along
     if setting is not None:
         vitzoo.reduce_tokens(model, setting.method, **setting.options)
@@ -109,7 +135,8 @@ def run_row(model: VisionTransformer, setting: Setting | None, seed: int, data: 
         'macs': count_macs(on_meta(model), torch.empty(1, 3, WINDOW, WINDOW, device='meta')),
         'tokens': patches if setting is None else model.reduction.schedule(patches, DEPTH)[-1],
     }
-    train(model, data['train'], tuning, RATE / 10, seed + 1000)
+    new = frozenset(dict(model.named_parameters())) - frozenset(dict(teacher.named_parameters()))
+    train(model, data['train'], tuning, RATE / 10, seed + 1000, tuning_loss(setting and setting.method, teacher), new)
     return {**row, 'tuned_accuracy': round(accuracy(model, data['val']), 2), 'tuning_iterations': tuning,
             'cpu_seconds': round(time.process_time() - start, 1), **{name: version(name) for name in ('vitzoo', 'torch', 'timm')}}
 
@@ -133,11 +160,10 @@ def run(methods: Sequence[str], seeds: Sequence[int], path: str | Path, folder: 
             if not missing:
                 continue
             training = bar.add_task(f'seed {seed}', total=iterations)
-            build = partial(trained, folder, seed, data['train'], iterations, lambda task=training: bar.advance(task))
-            build()
+            model = trained(folder, seed, data['train'], iterations, lambda task=training: bar.advance(task))
             bar.update(training, visible=False)
             for setting in missing:
-                row = run_row(build(), setting, seed, data, tuning)
+                row = run_row(model, setting, seed, data, tuning)
                 append_row(path, {**row, 'iterations': iterations})
                 bar.console.print(f'seed {seed}, {row["setting"]}: {row["accuracy"]} %, tuned {row["tuned_accuracy"]} %', markup=False)
                 bar.advance(rows)

@@ -8,7 +8,7 @@ import torch
 import vitzoo
 from vitzoo.profiling import count_macs, on_meta
 from vitzoo.reduction import METHODS, Setting, compare, default_settings, parse_setting, settings
-from vitzoo.reduction.compare import draw, overlap, patch_labels
+from vitzoo.reduction.compare import draw, fitting_settings, overlap, patch_labels
 from vitzoo.reduction.methods import evit, tome
 from vitzoo_runtime.files import is_ours
 
@@ -198,6 +198,13 @@ def test_default_settings_are_the_published_ones_at_their_size(monkeypatch):
     monkeypatch.setitem(settings.METHODS, 'new', tome.ToMe)  # one that has no entry
     assert default_settings(12, 196, ['new']) == [Setting('new')]
     assert {s.method for s in default_settings(12, 196)} == {*METHODS, 'new'}
+
+
+def test_default_settings_leave_out_what_a_model_cannot_do(images):
+    model = timm.create_model('vit_tiny_patch16_224', img_size=96, depth=2, class_token=False, global_pool='avg').eval()
+    fitting, reasons = fitting_settings(model, 36)
+    assert 'class token' in reasons['evit'] and 'evit' not in {s.method for s in fitting} and 'tome' in {s.method for s in fitting}
+    assert {row.method for row in compare(model, images[:1], latency=False)} == {None} | {s.method for s in fitting}
 
 
 @pytest.mark.parametrize('change, error, match', [

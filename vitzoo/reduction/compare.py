@@ -74,7 +74,7 @@ def compare(
         model: as for `reduce_tokens`; it is not changed. If its tokens are reduced already, the parts that its method has learned serve for
             that method.
         images: a batch (B, C, H, W) as the model takes it.
-        settings: `default_settings` of all methods, if None; also methods of your own.
+        settings: those of `fitting_settings`, if None; also methods of your own.
         latency: time one image on one thread, in turns with the plain model. export: in ONNX Runtime too (extra `onnx`).
         rounds: of the timing.
         grey_level: what one step of 255 is in `images`, one number or one for each channel; by default from the model's `pretrained_cfg`.
@@ -98,7 +98,7 @@ def compare(
         raise ValueError(f'{type(plain).__name__} does not take images of {images.shape[-2]}x{images.shape[-1]}: {e}') from e
     if settings is None:
         grid = plain.patch_embed.dynamic_feat_size(images.shape[-2:])
-        settings = default_settings(len(plain.blocks), grid[0] * grid[1])
+        settings, _ = fitting_settings(plain, grid[0] * grid[1])
     settings = list(settings)
     for setting in settings:  # so that a bad one is told before the first is timed
         _reduce(model, setting)
@@ -113,6 +113,18 @@ def compare(
             reduced = _reduce(model, setting)
             rows.append(_compare(reduced, setting, images, noisy, reference, macs, clock, {name for name, _ in model.named_parameters()}))
     return rows
+
+
+def fitting_settings(model: nn.Module, num_patches: int) -> tuple[list[Setting], dict[str, str]]:
+    """`default_settings` of all methods that the model takes, and for each other method the reason why not."""
+    fitting, reasons = [], {}
+    for setting in default_settings(len(model.blocks), num_patches):
+        try:
+            _reduce(model, setting)
+            fitting.append(setting)
+        except ValueError as e:
+            reasons[setting.method] = str(e)
+    return fitting, reasons
 
 
 def _compare(model: nn.Module, setting: Setting | Method, images: Tensor, noisy: Tensor, reference: '_Outcome', macs: int,

@@ -75,6 +75,12 @@ class _Shape:
         """So many tokens a block, of 12 blocks and 196 patches, here."""
         return max(1, round(tokens * 12 / self.depth * self.num_patches / 196))
 
+    @property
+    def basis(self) -> dict:
+        """A basis of 8 rows at least, as many as Sparsifiner's own options ask for; nothing where it has these anyway."""
+        factor = self.num_patches // 8
+        return {} if factor >= 6 else {'reduce_n_factor': max(1, factor)}
+
     def clusters(self, share: float) -> tuple[int, int]:
         """A square of clusters that are this share of the patches."""
         return (max(1, round((share * self.num_patches) ** 0.5)),) * 2
@@ -86,5 +92,5 @@ _DEFAULTS: dict[str, Callable[[_Shape], list[dict]]] = {
     'gtp': lambda s: [dict(num_prop=s.per_block(number)) for number in (4, 8, 12)],
     'expedite': lambda s: [dict(location=max(0, s.depth // 4), clusters=s.clusters(share)) for share in (0.5, 0.25)],
     'dynamicvit': lambda s: [dict(keep_rate=rate, locations=s.quarters) for rate in (0.8, 0.7, 0.5)],
-    'sparsifiner': lambda s: [dict(attn_keep=share) for share in (0.5, 0.25)],
+    'sparsifiner': lambda s: [dict(attn_keep=share, **s.basis) for share in (0.5, 0.25)],
 }
