@@ -1,4 +1,5 @@
 """Every argument of the public functions and classes, as signatures have them: it is taken, or a ValueError names it in one line."""
+import dataclasses
 import inspect
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 import vitzoo
 from vitzoo.arguments import show
+from vitzoo.reduction import METHODS
 
 VALUES = (
     True, -1, 0, 1.5, float('nan'), float('inf'), 10 ** 9, 2 ** 63, 10 ** 5000, 1j, np.float32('nan'), np.ones(3), torch.ones(3),
@@ -88,3 +90,54 @@ def test_layer_decay():
         mm.LayerDecayConstructor(dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1)), dict(layer_decay=layer_decay))(
             timm.create_model('svit_micro'))
     assert complaints(build, 'layer_decay') == {}
+
+
+def tiny_vit():
+    return timm.create_model('vit_tiny_patch16_224', depth=2, embed_dim=16, num_heads=2, img_size=64, num_classes=3).eval()
+
+
+def test_reduce_tokens():
+    assert sweep(vitzoo.reduce_tokens, model=tiny_vit(), method='tome') == {}
+    assert complaints(vitzoo.restore_tokens, 'model') == {}
+
+
+# what fits a model of two blocks; an option that is not here fits it by default
+FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, clusters=(2, 2), keep=3)
+OPTIONS = [(method, field.name) for method, kind in METHODS.items() for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize('method, option', OPTIONS)
+@torch.no_grad()
+def test_options_of_reduction(method, option):
+    """What is taken runs; what is not changes nothing."""
+    names = [field.name for field in dataclasses.fields(METHODS[method])]
+    others = {name: value for name, value in FITTING.items() if name in names and name != option}
+    model, x = tiny_vit(), torch.zeros(1, 3, 64, 64)
+
+    def reduce_and_run(**options):
+        before = list(model.state_dict())
+        try:
+            vitzoo.reduce_tokens(model, method, **others, **options)
+        except ValueError as e:
+            assert len(str(e)) < 300 and list(model.state_dict()) == before and type(model) is type(tiny_vit()), e
+            raise
+        assert model.eval()(x).isfinite().all()
+        vitzoo.restore_tokens(model)
+    assert complaints(reduce_and_run, option) == {}
+
+
+@pytest.mark.parametrize('method, option, values', [
+    ('evit', 'keep_rate', (0, 0., -0.5, 1.01, (0.5,), (0.5, 0.), (0.5, 0.5, 0.5))),
+    ('evit', 'locations', ((-1,), (2,), (1, 0), (1, 1), (0.5,), 1)),
+    ('evit', 'position', ('rotated', None, 0)),
+    ('tome', 'r', (-1, 0.5, True, [-1], [1, 1, 1], [1.5], (5, 1.5), (5, -2), (-5, 0.), (5,), (5, 0.5, 1), None, '13')),
+    ('tome', 'position', ('none', None, 0)),
+    ('tome', 'match', ('mean', None, 0)),
+], ids=str)
+def test_options_of_reduction_out_of_range(method, option, values):
+    others = {'locations': (0, 1)} if method == 'evit' and option != 'locations' else {}
+    for value in values:
+        with pytest.raises(ValueError, match=option):
+            vitzoo.reduce_tokens(tiny_vit(), method, **others, **{option: value})
+    with pytest.raises(TypeError, match=f"no option 'no_such'; there are: .*{option}"):
+        vitzoo.reduce_tokens(tiny_vit(), method, no_such=1)

@@ -7,6 +7,7 @@ import timm
 import torch
 
 pytest.importorskip('mmengine')
+from mmengine.config import Config  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
 
 from vitzoo.dense import DenseBackbone  # noqa: E402
@@ -36,6 +37,20 @@ def test_is_a_dense_backbone_with_a_tuple():
         assert isinstance(maps, tuple)
         torch.testing.assert_close(maps, tuple(dense(x)), rtol=0, atol=0)
     assert (backbone.out_channels, backbone.strides) == ((64, 192), (8, 32))
+
+
+def test_tokens_are_reduced_as_a_config_says(tmp_path):
+    weights = timm.create_model('deit_tiny_patch16_224', depth=3, embed_dim=48, num_heads=3).state_dict()
+    torch.save(weights, tmp_path / 'classifier.pth')
+    config = Config.fromstring(f"""backbone = dict(
+        type='vitzoo.Backbone', model_name='deit_tiny_patch16_224', depth=3, embed_dim=48, num_heads=3, frozen_stages=1,
+        init_cfg=dict(type='Pretrained', checkpoint={str(tmp_path / 'classifier.pth')!r}),
+        reduction=dict(method='expedite', location=0, clusters=[2, 3]))""", '.py')
+    backbone = MODELS.build(config.backbone)
+    backbone.init_weights()
+    assert all(torch.equal(v, weights[k]) for k, v in backbone.model.state_dict().items())
+    assert backbone.model.reduction.clusters == (2, 3)
+    assert [m.shape[2:] for m in backbone(torch.rand(1, 3, 65, 97))] == [(17, 25), (9, 13), (5, 7), (3, 4)]
 
 
 def test_golden_case(tmp_path):

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitzoo.arguments import check_types, show
 from vitzoo.layers import check_image, precision_of
+from vitzoo.reduction import reduce_tokens
 from vitzoo.weights import LoadReport, load_checkpoint
 from vitzoo.weights.names import unwrapped
 
@@ -37,6 +38,8 @@ class DenseBackbone(nn.Module):
             whatever `train()` says. -1: nothing.
         norm_eval: keep every BatchNorm in eval mode, so that its running statistics stay as they are.
         with_cp: recompute activations in the backward pass to save memory.
+        reduction: `dict(method='expedite', ...)`, the method and options of `vitzoo.reduce_tokens`: a vision transformer of timm's drops or
+            merges tokens on their way and restores its last map to the full grid. What a method learns is never frozen.
         model_kwargs: go to the model (`in_chans`, `drop_path_rate`, ...).
 
     Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
@@ -47,8 +50,9 @@ class DenseBackbone(nn.Module):
     entry a map).
 
     Raises:
-        ValueError: an argument out of range; a model without the levels asked for; an image of another form, or of another size where
-            the model knows only one.
+        ValueError: an argument out of range; a model without the levels asked for, or whose tokens cannot be reduced; an image of another
+            form, or of another size where the model knows only one.
+        TypeError: an argument that the model, or an option that the reduction method, does not have.
     """
 
     @check_types
@@ -63,15 +67,21 @@ class DenseBackbone(nn.Module):
             frozen_stages: int = -1,
             norm_eval: bool = False,
             with_cp: bool = False,
+            reduction: dict | None = None,
             **model_kwargs,
     ):
         super().__init__()
         _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages)
 
         probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
+        if reduction is not None:  # refused, if so, before anything is built or downloaded
+            _reduce(model_name, _inner(probe), reduction)
         infos, grid_stride = list(probe.feature_info.info), _grid_stride(model_name, probe)
         levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices)
         self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
+        frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
+        if reduction is not None:
+            _reduce(model_name, self.model, reduction)
 
         self.model_name = model_name
         self.out_indices = out_indices
@@ -93,11 +103,10 @@ class DenseBackbone(nn.Module):
         if checkpoint_path is not None:
             self.load(checkpoint_path)
 
-        frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
         for module in frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-        # containers that go on behind the frozen part still train
+        # containers that go on behind the frozen part, or hold what a reduction method learns, still train
         self._frozen = [module for module in frozen if not any(p.requires_grad for p in module.parameters())]
         self.train()
 
@@ -209,6 +218,18 @@ def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[
     except (AssertionError, RuntimeError):
         return body, kwargs, size
     return body, kwargs, None
+
+
+def _reduce(model_name: str, model: nn.Module, reduction: dict) -> None:
+    if 'method' not in reduction:
+        raise ValueError(f"reduction={show(reduction)}: expected a dict with the name of a method, such as dict(method='expedite')")
+    try:
+        reduce_tokens(model, **reduction)
+    except ValueError as e:
+        raise ValueError(f'reduction={show(reduction)} of {model_name}: {e}') from None
+    if not model.reduction.full_grid:
+        raise ValueError(f'reduction={show(reduction)} leaves the maps at a coarser grid, and the pyramid is made of the full one; choose '
+                         'options that restore it')
 
 
 def _grid_stride(model_name: str, body: nn.Module) -> int | None:

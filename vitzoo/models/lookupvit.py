@@ -395,6 +395,7 @@ class LookupViT(Columnar, nn.Module):
     """
     layouts = (VIT, TWO_HEADS, FORMER_STEM)
     exportable_dynamic_size = 'its position tables are resampled for one size'  # read by vitzoo.export
+    why_no_reduction = 'reduces its tokens itself: its heavy layers work on a few compressed tokens.'  # read by vitzoo.reduction
 
     @check_types
     def __init__(

@@ -277,6 +277,7 @@ class STViTDeiT(Columnar, VisionTransformer):
     layouts = (DEIT, OWN_CLASSIFIER, OWN_DENSE)
     features_options = {'recover': True}
     exportable_dynamic_size = 'its windows are made for one size'  # read by vitzoo.export
+    why_no_reduction = 'reduces its tokens itself: its later layers work on a few semantic tokens.'  # read by vitzoo.reduction
 
     @check_types
     def __init__(

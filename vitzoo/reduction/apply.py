@@ -1,19 +1,31 @@
 """`reduce_tokens` and `restore_tokens`: a model changes its class, and nothing else, for as long as its tokens are reduced."""
 import copyreg
+from collections.abc import Callable
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import timm
 import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..arguments import check_types, show
-from ..layers import check_choice, check_image, check_indices, precision_of
+from ..layers import check_choice, check_image, check_indices, precision_of, specialize_size
 from ..weights.names import unwrapped
 from .method import Method, Tokens
 from .methods import METHODS
-from .runner import ATTENTIONS, BLOCKS, MODELS, embed, is_as_known, run_block
+from .runner import ATTENTIONS, BLOCKS, MODELS, embed, run_block
+
+
+def _of_any_batch(forward: Callable) -> Callable:
+    """An empty batch has results of its shape, which timm's layers do not give: those of one image, less that image."""
+    @wraps(forward)
+    def forward_any(self, x, *args, **kwargs):
+        if isinstance(x, Tensor) and x.ndim == 4 and x.shape[0] == 0:
+            return tree_map(lambda y: y[:0], forward(self, x.new_zeros(1, *x.shape[1:]), *args, **kwargs))
+        return forward(self, x, *args, **kwargs)
+    return forward_any
 
 
 class Reduced:
@@ -27,13 +39,19 @@ class Reduced:
     exportable_dynamic_size = 'the numbers of its tokens are those of one size'
     reduction: Method
 
+    @_of_any_batch
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images (B, C, H, W) -> tokens after the final norm. Raises ValueError on a mask, which reduced tokens have no place for."""
+        return self.to_head(self.forward_tokens(x, attn_mask, is_causal))
+
+    def forward_tokens(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tokens:
+        """Images (B, C, H, W) -> tokens behind the last block, with all that the method keeps of their way."""
         tokens = self._embed(x, attn_mask, is_causal)
         for i in range(len(self.blocks)):
             tokens = run_block(self, self.reduction, i, tokens)
-        return self._to_head(tokens)
+        return tokens
 
+    @_of_any_batch
     def forward_intermediates(
             self,
             x: Tensor,
@@ -64,27 +82,30 @@ class Reduced:
             result = {'image_intermediates': maps}
             if with_prefix:
                 result['image_intermediates_prefix'] = prefixes
-            return result if intermediates_only else {**result, 'image_features': self._to_head(tokens)}
+            return result if intermediates_only else {**result, 'image_features': self.to_head(tokens)}
         if with_prefix:
             maps = list(zip(maps, prefixes, strict=True))
-        return maps if intermediates_only else (self._to_head(tokens), maps)
+        return maps if intermediates_only else (self.to_head(tokens), maps)
 
     def _embed(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tokens:
         if attn_mask is not None or is_causal:
             raise ValueError('attn_mask and is_causal have no meaning where tokens are reduced; call restore_tokens(model) first.')
         check_image(x, self.in_chans, like=precision_of(self))
+        specialize_size(x)
         return self.reduction.start(self, embed(self, x))
 
-    def _to_head(self, tokens: Tokens) -> Tensor:
+    def to_head(self, tokens: Tokens) -> Tensor:
+        """Tokens behind the last block -> what `forward_head` takes."""
         x = self.norm(tokens.x)
         pools_patches = self.attn_pool is not None or self.global_pool not in ('', 'token')
-        if tokens.size is None or not pools_patches:
+        if not pools_patches:
             return x
         prefix, patches = x[:, :tokens.num_prefix], x[:, tokens.num_prefix:]
-        return torch.cat([prefix, self.reduction.to_pool(patches, tokens)], dim=1)
+        pooled = self.reduction.to_pool(patches, tokens)
+        return x if pooled is patches else torch.cat([prefix, pooled], dim=1)
 
     def __reduce_ex__(self, protocol: int):  # the class is made here and has no name that pickle could import
-        return _blank, (_class_behind(type(self)),), self.__dict__
+        return _blank, (_class_behind(type(self)),), self.__getstate__()
 
 
 @lru_cache(None)
@@ -154,6 +175,8 @@ def find_transformer(model: nn.Module) -> nn.Module:
     if isinstance(inner, MODELS):
         return inner
     found = [module for module in inner.modules() if isinstance(module, MODELS)]
+    for module in inner.modules() if not found else ():
+        _check_own(module)
     if len(found) != 1:
         raise ValueError(f"{type(inner).__name__}: expected timm's VisionTransformer or Eva, or a model with one of them inside, found "
                          f'{len(found)}.')
@@ -175,23 +198,37 @@ def _build(method: str | Method, options: dict) -> Method:
     return check_types(kind)(**options)
 
 
-def _check_model(vit: nn.Module, method: Method) -> None:
-    reason = getattr(vit, 'why_no_reduction', None)
+def _check_own(model: nn.Module) -> None:
+    """Raise ValueError on a model that does something of the kind itself, with the sentence in which its class says so."""
+    reason = getattr(model, 'why_no_reduction', None)
     if reason:
-        raise ValueError(f'{type(vit).__name__} {reason}')
-    for name, module in vit.named_modules():
-        if name.startswith('blocks.') and name.count('.') == 1 and not is_as_known(module, BLOCKS):
-            raise ValueError(f'{name} is a {type(module).__name__}: tokens can be reduced in blocks that are '
-                             f'{", ".join(kind.__name__ for kind in BLOCKS)}.')
-        if name.startswith('blocks.') and name.endswith('.attn') and name.count('.') == 2 and not is_as_known(module, ATTENTIONS):
-            raise ValueError(f'{name} is a {type(module).__name__}: tokens can be reduced with attention that is '
-                             f'{", ".join(kind.__name__ for kind in ATTENTIONS)}.')
+        raise ValueError(f'{type(model).__name__} {reason}')
+
+
+def _check_known(name: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Raise ValueError unless the module computes what one of these classes does: it is one, or inherits the forward."""
+    own = ' with a forward of its own' if 'forward' in vars(module) else ''
+    if own or not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds):
+        raise ValueError(f'{name} is a {type(module).__name__}{own}, whose parts token reduction does not know; expected a '
+                         f'{", ".join(kind.__name__ for kind in kinds[:-1])} or {kinds[-1].__name__} of timm.')
+
+
+def _check_model(vit: nn.Module, method: Method) -> None:
+    _check_own(vit)
+    kind = _class_behind(type(vit)) if isinstance(vit, Reduced) else type(vit)
+    for name in ('forward_features', 'forward_intermediates'):
+        if all(getattr(kind, name) is not getattr(known, name) for known in MODELS) or name in vars(vit):
+            raise ValueError(f"{kind.__name__} has a {name} of its own, which the reduced model would not run; expected that of timm's "
+                             'VisionTransformer or Eva.')
+    for i, block in enumerate(vit.blocks):
+        _check_known(f'blocks.{i}', block, BLOCKS)
+        _check_known(f'blocks.{i}.attn', block.attn, ATTENTIONS)
     if getattr(vit.patch_drop, 'prob', 0):
         raise ValueError(f'patch_drop_rate={vit.patch_drop.prob}: patches that are dropped at random do not go with token reduction; build '
                          'the model with patch_drop_rate=0.')
     if method.needs_class_token and vit.cls_token is None:
         raise ValueError(f'{type(method).__name__} goes by the attention of the class token, and this {type(vit).__name__} has none; '
-                         "choose 'tome', 'gtp' or 'expedite'.")
+                         "choose 'tome', 'gtp', 'expedite', or 'select' with score='column' or 'similarity'.")
     method.check(vit)
 
 

@@ -3,6 +3,7 @@
 Shapes, here and in the methods: B images, P prefix tokens (class, distillation, registers), N patch tokens at present, h x w the grid of
 patches with N0 = h * w of them at the beginning, C channels, H heads of d channels each.
 """
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Tokens(NamedTuple):
     @property
     def num_patches(self) -> int:
         """N."""
-        return self.x.shape[1] - self.num_prefix
+        return operator.index(self.x.shape[1]) - self.num_prefix  # a number for TorchScript's tracer too
 
     def take(self, index: Tensor) -> 'Tokens':
         """The prefix and these patch tokens, (B, K) from 0 on, in this order, each with its position and size."""
@@ -43,7 +44,7 @@ class Seen(NamedTuple):
     q: Tensor  # queries (B, H, P + N, d), normalised and rotated
     k: Tensor  # keys (B, H, P + N, d), normalised and rotated
     content: Tensor  # keys (B, H, P + N, d) as projected: neither normalised nor rotated
-    bias: Tensor | None  # what was added to the logits
+    bias: Tensor | None  # what was added to the logits, or a boolean mask of the keys that were seen
     scale: float
     map: Tensor | None  # (B, H, P + N, P + N) where `want` says so
 
@@ -53,7 +54,7 @@ class Seen(NamedTuple):
             return self.map[:, :, queries]
         logits = self.q[:, :, queries] * self.scale @ self.k.transpose(-2, -1)
         if self.bias is not None:
-            logits = logits + (self.bias[:, :, queries] if self.bias.shape[2] > 1 else self.bias)
+            logits = add_bias(logits, self.bias[:, :, queries] if self.bias.shape[2] > 1 else self.bias)
         return logits.softmax(-1)
 
 
@@ -64,6 +65,7 @@ class Method:
     it defines those that it needs. Sizes are plain numbers known from the image's size alone: `schedule` says them beforehand.
     """
     needs_class_token = False  # the first token's attention says what matters
+    full_grid = True  # `restore` answers a feature for each patch
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError on a model that the options do not fit, such as a location behind its last block."""
@@ -94,9 +96,18 @@ class Method:
     def mask(self, model: nn.Module, i: int, q: Tensor, k: Tensor, tokens: Tokens) -> tuple[Tensor | None, Tokens]:
         """What is added to the logits of block i, (B or 1, H or 1, P + N or 1, P + N); or a boolean mask of seen keys; or None.
 
+        A query whose mask has no key gets 0 from attention.
         By default each key counts as often as its size says. Called where `want` says something, or tokens have sizes.
         """
         return key_bias(tokens), tokens
+
+    def edit_keys(self, i: int, k: Tensor, v: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, P + N, d) of block i, normalised and rotated, as attention takes them. Called as `mask` is, before it."""
+        return k, v
+
+    def softmax(self, i: int, logits: Tensor, tokens: Tokens) -> Tensor:
+        """Logits (B, H, P + N, P + N) -> the attention map, where `want` is 'map'."""
+        return logits.softmax(-1)
 
     def edit_map(self, i: int, attention: Tensor) -> Tensor:
         """The attention map (B, H, P + N, P + N) that values are summed by, where `want` is 'map'."""
@@ -120,6 +131,11 @@ class Method:
         return y
 
 
+def add_bias(logits: Tensor, bias: Tensor) -> Tensor:
+    """Logits with what `Method.mask` answers; a masked one is the least number there is."""
+    return logits.masked_fill(~bias, torch.finfo(logits.dtype).min) if bias.dtype == torch.bool else logits + bias
+
+
 def key_bias(tokens: Tokens) -> Tensor | None:
     """log(size) (B, 1, 1, P + N): a key of that size counts as so many equal ones."""
     return None if tokens.size is None else tokens.size.log()[:, None, None]
@@ -137,7 +153,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """(B, N, C), (B, K) -> (B, K, C): whole rows at once."""
     B, N = x.shape[:2]
     first = torch.arange(B, device=x.device)[:, None] * N
-    return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, (B, index.shape[1]))
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, x.shape[2])
 
 
 def take_positions(rope: Tensor, index: Tensor) -> Tensor:
@@ -151,13 +167,21 @@ def take_positions(rope: Tensor, index: Tensor) -> Tensor:
 def mix_positions(rope: Tensor, weights: Tensor) -> Tensor:
     """Positions of weighted tokens: the mean of sine and cosine, brought back to unit length for each frequency.
 
-    (depth or 1, B or 1, H or 1, N, D), weights (B, K, N) of any positive sum -> (depth or 1, B, H or 1, K, D).
+    (depth or 1, B or 1, H or 1, N, D), weights (B, K, N), none negative -> (depth or 1, B, H or 1, K, D).
     """
-    return unit_length(weights[:, None].to(rope.dtype) @ rope)
+    weights = weights.float() + 1e-30  # where attention underflows all count the same
+    weights = weights / weights.sum(-1, keepdim=True)
+    return unit_length(weights[:, None].to(rope.dtype) @ rope).to(rope.dtype)
+
+
+def no_positions(rope: Tensor) -> Tensor:
+    """Positions (..., D) that turn nothing, as prefix tokens have."""
+    sine, cosine = rope.chunk(2, dim=-1)
+    return torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
 
 
 def unit_length(rope: Tensor) -> Tensor:
     """Sine and cosine (..., D) of sums of angles, brought back to unit length for each frequency."""
     sine, cosine = rope.chunk(2, dim=-1)
-    length = (sine ** 2 + cosine ** 2).sqrt().clamp_min(1e-6)
+    length = (sine ** 2 + cosine ** 2).clamp_min(1e-12).sqrt()  # in this order: the gradient of a root at 0 is infinite
     return torch.cat([sine / length, cosine / length], dim=-1)

@@ -1,5 +1,6 @@
 """Ways from the tokens that are left back to a grid."""
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -32,14 +33,28 @@ def refill(y: Tensor, drops: Sequence[Drop], k: int = 20, temperature: float = 0
     return y
 
 
+def precise(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def at_full_precision(x: Tensor) -> AbstractContextManager:
+    """Where distances between tokens are computed: autocast would round products to less than their differences."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if device != 'meta' and torch.is_autocast_enabled(device) else nullcontext()
+
+
 def reconstruct(values: Tensor, queries: Tensor, keys: Tensor, k: int, temperature: float, norm: int = 2) -> Tensor:
     """Values of tokens nearby: sums over the k nearest keys, weighted by exp(-temperature * squared distance).
 
     Values (B, L, K) of the keys (B, L, C), queries (B, n, C) -> (B, n, K). Equal distances at the k-th place all count. norm: which norm of
     a row of weights is 1; 2 as published (https://arxiv.org/abs/2210.01035: k equal weights then sum to sqrt(k)), 1 for a mean.
     """
-    queries, keys = queries.float(), keys.float()
-    logits = -temperature * ((queries ** 2).sum(-1, keepdim=True) + (keys ** 2).sum(-1)[:, None] - 2 * queries @ keys.transpose(1, 2))
+    queries, keys = precise(queries), precise(keys)
+    # minus temperature * squared distance; a mean does not see what is the same for all keys, the query's own square
+    own = (queries ** 2).sum(-1, keepdim=True) if norm == 2 else 0.
+    with at_full_precision(queries):
+        logits = torch.baddbmm(-temperature * ((keys ** 2).sum(-1)[:, None] + own), queries, keys.transpose(1, 2), alpha=2 * temperature)
     if k < keys.shape[1]:
         least = logits.topk(k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -49,4 +64,4 @@ def reconstruct(values: Tensor, queries: Tensor, keys: Tensor, k: int, temperatu
         # exp(logits) / max(|exp(logits)|, 1e-12), which underflows where the nearest key is far
         weights = logits.exp()
         weights = weights / weights.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return (weights.to(values.dtype) @ values)
+    return weights.to(values.dtype) @ values

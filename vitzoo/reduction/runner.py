@@ -1,4 +1,6 @@
 """Runs the blocks of timm's `VisionTransformer` and `Eva` with a method between their parts, by the blocks' own layers."""
+import operator
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
@@ -8,21 +10,16 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..layers import join_heads
-from .method import Method, Seen, Tokens
+from .method import Method, Seen, Tokens, add_bias
 
 MODELS = (VisionTransformer, Eva)
 BLOCKS = (Block, EvaBlock, EvaBlockPostNorm)
 ATTENTIONS = (Attention, EvaAttention, AttentionRope)
 
 
-def is_as_known(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the module computes what one of these classes does: it is one, or inherits the forward."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
-
-
 def embed(model: nn.Module, image: Tensor) -> Tokens:
     """Images (B, C, H, W) -> what goes into the first block."""
-    grid = tuple(model.patch_embed.dynamic_feat_size(image.shape[-2:]))
+    grid = tuple(map(operator.index, model.patch_embed.dynamic_feat_size(image.shape[-2:])))  # numbers for TorchScript's tracer too
     x = model.patch_embed(image)
     if isinstance(model, Eva):
         x, rope = model._pos_embed(x)
@@ -55,6 +52,7 @@ def _block(model: nn.Module, method: Method, i: int, tokens: Tokens) -> Tokens:
     tokens = tokens._replace(x=tokens.x + update)
     if want:
         tokens = method.mid(model, i, tokens, seen)
+    del update, seen  # the MLP takes their memory
     return tokens._replace(x=tokens.x + _mlp_branch(block, tokens.x))
 
 
@@ -72,10 +70,11 @@ def _attention_branch(model: nn.Module, method: Method, i: int, tokens: Tokens, 
     groups = getattr(attn, 'num_kv_groups', 1)
     if groups > 1:
         k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    k, v = method.edit_keys(i, k, v, tokens)
     bias, tokens = method.mask(model, i, q, k, tokens)
     if bias is not None and bias.is_floating_point():
         bias = bias.to(q.dtype)
-    y, attention = _attend(method, i, attn, q, k, v, bias, want)
+    y, attention = _attend(method, i, attn, q, k, v, bias, want, tokens)
     y = attn.norm(join_heads(y))
     if gate is not None:
         y = y * gate
@@ -89,15 +88,25 @@ def _attention_branch(model: nn.Module, method: Method, i: int, tokens: Tokens, 
     return block.drop_path1(y), Seen(q, k, content, bias, attn.scale, attention), tokens
 
 
-def _attend(method: Method, i: int, attn: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, want: str | None):
+def _attend(
+        method: Method, i: int, attn: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, want: str | None, tokens: Tokens,
+) -> tuple[Tensor, Tensor | None]:
     """Values summed (B, H, N, d), and the map (B, H, N, N) if it is wanted or attention is spelled out."""
+    masked = bias is not None and bias.dtype == torch.bool
     if attn.fused_attn and want != 'map':
         rate = attn.attn_drop.p if attn.training else 0.
-        return F.scaled_dot_product_attention(q, k, v, bias, rate, scale=attn.scale), None
+        y = F.scaled_dot_product_attention(q, k, v, bias, rate, scale=attn.scale)
+        if masked:  # said again: an exported query without a key gets the mean of all values
+            y = y.masked_fill(~bias.any(-1, keepdim=True), 0)
+        return y, None
     logits = q * attn.scale @ k.transpose(-2, -1)
     if bias is not None:
-        logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
-    attention = attn.attn_drop(logits.softmax(-1))
+        logits = add_bias(logits, bias)
+    attention = method.softmax(i, logits, tokens) if want == 'map' else logits.softmax(-1)
+    del logits
+    if masked:
+        attention = attention * bias
+    attention = attn.attn_drop(attention)
     if want == 'map':
         attention = method.edit_map(i, attention)
     return attention @ v, attention

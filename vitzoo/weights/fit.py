@@ -3,6 +3,7 @@
 All names are without what wrappers add, see `names`.
 """
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import timm
@@ -16,6 +17,9 @@ from .layout import BESIDE_MODEL, convert, inner_names, keep_counters
 from .names import own_state, unwrapped, without_wrappers
 from .report import LoadReport
 from .words import fitted, shown, some
+
+# Names of what methods of vitzoo.reduction learn; that package stands above this one.
+LEARNED_BY = {'dynamicvit': r'^score_predictor\.', 'sparsifiner': r'\.attn\.mask_predictor\.'}
 
 
 def fit_detector(model: nn.Module, state: StateDict, source: str, strict: bool, reset_head: bool) -> tuple[StateDict, LoadReport]:
@@ -54,6 +58,8 @@ def _fit_backbone(
     """The part of a file that is for one model; the rest, if it is a detector's: name without prefixes -> name in the file."""
     model = find_model(wrapper)
     inside, others = inner_names(state, model)
+    if strict:
+        _refuse_reduction(inside, own_state(model), source)
     conversion = convert({name: state[old] for name, old in inside.items()}, model)
     own, beside = own_state(model), _beside(wrapper, model)
     fit = _Fit(keep_counters(conversion.state, model), {**own, **beside}, new=list(conversion.new))
@@ -80,6 +86,19 @@ def _fit_backbone(
         dropped=[inside.get(name, name) for name in dropped],  # a layout may name a part of an entry
         new=[full[name] for name in fit.new],
         adapted=[full[name] for name in adapted if name in fit.state]), others
+
+
+def _refuse_reduction(names: Iterable[str], own: Iterable[str], source: str) -> None:
+    """Raise ValueError where the file has what a token reduction method learned and the model has not, or the reverse."""
+    for method, pattern in LEARNED_BY.items():
+        in_file, in_model = (next((name for name in group if re.search(pattern, name)), None) for group in (names, own))
+        if in_file and not in_model:
+            raise ValueError(f'{source} has what token reduction by {method} learned, such as {shown(in_file)}, and the model has no place '
+                             f'for it: call vitzoo.reduce_tokens(model, {method!r}, ...) first, or pass strict=False to drop it. '
+                             'Nothing was loaded.')
+        if in_model and not in_file:
+            raise ValueError(f'{source} has not what token reduction by {method} learns, such as {shown(in_model)}: load it before '
+                             'vitzoo.reduce_tokens, or pass strict=False to leave that untrained. Nothing was loaded.')
 
 
 @dataclass

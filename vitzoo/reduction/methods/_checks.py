@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...arguments import show
-from ...layers import check_choice
+from ...layers import check_choice, precision_of
 
 
 def rates_at(rates: float | tuple[float, ...], locations: tuple[int, ...]) -> dict[int, float]:
@@ -25,3 +25,9 @@ def check_locations(locations: Sequence[int], model: nn.Module, name: str = 'loc
 
 def check_position(position: str, *choices: str) -> None:
     check_choice('position', position, *choices)
+
+
+def factory_of(model: nn.Module) -> dict:
+    """Device and precision for new parts of a model."""
+    parameter = precision_of(model)
+    return {'device': parameter.device, 'dtype': parameter.dtype}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...arguments import check_range
-from ..method import Method, Seen, Tokens, mix_positions
+from ..method import Method, Seen, Tokens, mix_positions, no_positions
 from ..restore import Drop, refill
 from ._checks import check_locations, check_position, rates_at
 
@@ -77,8 +77,7 @@ class EViT(Method):
         elif self.position == 'keep':
             fused = dropped[:, :, :, :1]  # in order of their attention
         else:
-            sine, cosine = dropped[:, :, :, :1].chunk(2, dim=-1)
-            fused = torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
+            fused = no_positions(dropped[:, :, :, :1])
         return torch.cat([kept, fused], dim=3)
 
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 In every block the r most similar pairs of tokens become one, found by one bipartite matching of the keys.
 """
+import operator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,18 +12,19 @@ from torch import Tensor, nn
 
 from ...arguments import as_type, check_range, show
 from ...layers import check_choice
-from ..method import Method, Seen, Tokens, behind_prefix, key_bias, take_positions, take_rows, unit_length
+from ..method import Method, Seen, Tokens, key_bias, take_positions, take_rows, unit_length
 from ._checks import check_position
 
 MOST = 2 ** 16  # tokens merged in a block
 
 
 class Merge(NamedTuple):
-    """Which of N rows become one. The new sequence: the kept rows, then the targets, each with its sources."""
-    kept: Tensor  # (B, U) rows that stay as they are, the prefix in front
+    """Which of N rows become one. The new sequence: the prefix, the kept rows, then the targets, each with its sources."""
+    rows: Tensor  # (B, U + r) rows that are no targets: those that stay as they are, then the sources
+    num_kept: int  # U
     targets: slice  # T rows, the same in every image
-    sources: Tensor  # (B, r) rows
     destinations: Tensor  # (B, r), the target of each source, 0 to T - 1
+    num_prefix: int
 
 
 def match(metric: Tensor, r: int, num_prefix: int = 1) -> Merge:
@@ -32,23 +34,23 @@ def match(metric: Tensor, r: int, num_prefix: int = 1) -> Merge:
     they go by descending similarity, as published.
     """
     first = num_prefix + num_prefix % 2  # even place
-    similarity, destinations = _similarities(metric, slice(first, None, 2), slice(num_prefix + 1 - num_prefix % 2, None, 2))
+    targets = slice(num_prefix + 1 - num_prefix % 2, None, 2)
+    similarity, destinations = _similarities(metric, slice(first, None, 2), targets)
     order = similarity.argsort(dim=1, descending=True)
     sources, kept = order[:, :r], order[:, r:]
     if num_prefix:
         kept = kept.sort(dim=1).values
-    kept = behind_prefix(2 * kept + first - num_prefix, num_prefix)
-    return Merge(kept, slice(num_prefix + 1 - num_prefix % 2, None, 2), 2 * sources + first, destinations.gather(1, sources))
+    rows = torch.cat([kept, sources], dim=1) * 2 + first
+    return Merge(rows, operator.index(kept.shape[1]), targets, destinations.gather(1, sources), num_prefix)
 
 
 def match_kth(metric: Tensor, k: int) -> Merge:
     """Every k-th row (B, N, d) is a target, all others are merged into the one that is most like them; N divides by k."""
     B, N = metric.shape[:2]
-    rows = torch.arange(N, device=metric.device)
-    sources = rows.view(-1, k)[:, :k - 1].flatten()
+    sources = torch.arange(N, device=metric.device).view(-1, k)[:, :k - 1].flatten()
     targets = slice(k - 1, None, k)
     _, destinations = _similarities(metric, sources, targets)
-    return Merge(rows[:0].expand(B, 0), targets, sources.expand(B, -1), destinations)
+    return Merge(sources.expand(B, -1), 0, targets, destinations, num_prefix=0)
 
 
 def _similarities(metric: Tensor, sources: slice | Tensor, targets: slice) -> tuple[Tensor, Tensor]:
@@ -57,30 +59,36 @@ def _similarities(metric: Tensor, sources: slice | Tensor, targets: slice) -> tu
     return (metric[:, sources] @ metric[:, targets].transpose(1, 2)).max(dim=-1)
 
 
-def merge_rows(x: Tensor, size: Tensor | None, merge: Merge) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean of what becomes one, weighted by size: (B, N, C), (B, N) or None for ones -> (B, U + T, C), (B, U + T).
+def merge_rows(x: Tensor, size: Tensor | None, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of what becomes one, weighted by size: (B, N, C), (B, N) or None for ones -> (B, P + U + T, C), (B, P + U + T).
 
-    Also the weights of the mean: of the targets themselves (B, T), and of their sources (B, T, r).
+    Also how much each source counts in each target, (B, T, r).
     """
-    targets, T = x[:, merge.targets], len(range(x.shape[1])[merge.targets])
+    P, U, targets = merge.num_prefix, merge.num_kept, x[:, merge.targets]
+    places = torch.arange(len(range(x.shape[1])[merge.targets]), device=x.device)
+    counts = torch.promote_types(x.dtype, torch.float32)  # bfloat16 counts to 256
+    weights = (merge.destinations[:, None] == places[:, None]).to(counts)
     if size is None:
-        size = x.new_ones(x.shape[:2])
-    one_hot = merge.destinations[:, None] == torch.arange(T, device=x.device)[:, None]
-    sums = one_hot * size.gather(1, merge.sources)[:, None]  # (B, T, r)
-    total = size[:, merge.targets] + sums.sum(-1)
-    own, others = size[:, merge.targets] / total, sums / total[..., None]
-    merged = torch.baddbmm(targets * own[..., None], others.to(x.dtype), take_rows(x, merge.sources))
-    size = torch.cat([size.gather(1, merge.kept), total], dim=1)
-    return torch.cat([take_rows(x, merge.kept), merged], dim=1), size, own, others
+        own, kept = 1., weights.new_ones(x.shape[0], P + U)
+    else:
+        own, others = size[:, merge.targets], size.gather(1, merge.rows)
+        kept = torch.cat([size[:, :P], others[:, :U]], dim=1)
+        weights = weights * others[:, None, U:]
+        targets = targets * own[..., None].to(x.dtype)
+    total = weights.sum(-1) + own
+    moved = take_rows(x, merge.rows)
+    # a sum of its own: under autocast the product is in half precision, and what nothing is merged into stays as it is
+    merged = (weights.to(x.dtype) @ moved[:, U:] + targets) / total[..., None].to(x.dtype)
+    return torch.cat([x[:, :P], moved[:, :U], merged], dim=1), torch.cat([kept, total], dim=1), weights
 
 
 def new_rows(merge: Merge, count: int) -> Tensor:
     """For each of `count` rows the row of the merged sequence that it is now part of, (B, N)."""
-    B, U = merge.kept.shape
-    rows = torch.arange(count, device=merge.kept.device)
-    targets = rows[merge.targets].expand(B, -1)
-    old = torch.cat([merge.kept, targets, merge.sources], dim=1)
-    new = torch.cat([rows[:U + targets.shape[1]].expand(B, -1), U + merge.destinations], dim=1)
+    B, P, U = merge.rows.shape[0], merge.num_prefix, merge.num_kept
+    rows = torch.arange(count, device=merge.rows.device).expand(B, -1)
+    prefix, targets = rows[:, :P], rows[:, merge.targets]
+    old = torch.cat([prefix, merge.rows[:, :U], targets, merge.rows[:, U:]], dim=1)
+    new = torch.cat([rows[:, :P + U + targets.shape[1]], P + U + merge.destinations], dim=1)
     return new.gather(1, old.argsort(dim=1))
 
 
@@ -91,7 +99,7 @@ def labels(tokens: Tokens) -> Tensor:
     result = torch.arange(count, device=tokens.x.device).expand(tokens.x.shape[0], -1)
     for merge in tokens.history:
         result = new_rows(merge, count).gather(1, result)
-        count -= merge.sources.shape[1]
+        count -= merge.destinations.shape[1]
     return result
 
 
@@ -155,20 +163,19 @@ class ToMe(Method):
             return tokens
         keys = seen.content if self.match == 'content' else seen.k
         merge = match(keys.float().mean(1), r, tokens.num_prefix)
-        x, size, own, others = merge_rows(tokens.x, tokens.size, merge)
-        rope = None if tokens.rope is None else self._positions(tokens, merge, own, others)
+        x, size, weights = merge_rows(tokens.x, tokens.size, merge)
+        rope = None if tokens.rope is None else self._positions(tokens, merge, weights)
         return tokens._replace(x=x, size=size, rope=rope, history=(*tokens.history, merge))
 
-    def _positions(self, tokens: Tokens, merge: Merge, own: Tensor, others: Tensor) -> Tensor:
-        P = tokens.num_prefix
-        rope = tokens.rope
-        kept = take_positions(rope, merge.kept[:, P:] - P)
-        depth, B, heads = kept.shape[:3]
+    def _positions(self, tokens: Tokens, merge: Merge, weights: Tensor) -> Tensor:
+        P, U, rope = tokens.num_prefix, merge.num_kept, tokens.rope
+        moved = take_positions(rope, merge.rows - P)
+        depth, B, heads = moved.shape[:3]
         targets = rope.expand(depth, B, heads, -1, -1)[:, :, :, merge.targets.start - P::merge.targets.step]
         if self.position == 'mean':
-            sources = take_positions(rope, merge.sources - P)
-            targets = unit_length(targets * own[:, None, :, None] + others[:, None] @ sources)
-        return torch.cat([kept, targets], dim=3)
+            own = 1. if tokens.size is None else tokens.size[:, None, merge.targets, None].to(rope.dtype)
+            targets = unit_length(targets * own + weights[:, None].to(rope.dtype) @ moved[:, :, :, U:]).to(rope.dtype)
+        return torch.cat([moved[:, :, :, :U], targets], dim=3)
 
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
         if not tokens.history:

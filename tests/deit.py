@@ -1,0 +1,34 @@
+"""Golden cases of token reduction: DeiTs whose names are timm's."""
+import timm
+import torch
+from golden import error, load_case, make_input, make_state_dict
+
+import vitzoo
+from vitzoo.reduction.runner import embed, run_block
+
+
+def build(facts: dict, **kwargs) -> torch.nn.Module:
+    size = facts['kwargs'].get('size') or facts['model'].split('_')[1]
+    model = timm.create_model(f'deit_{size}_patch16_224', **kwargs).eval()
+    return model
+
+
+def reduced(path: str, method: str, **options) -> tuple[torch.nn.Module, torch.Tensor, dict]:
+    """The model of a case with a method, its image, and what was published."""
+    facts, published = load_case(path)
+    model = vitzoo.reduce_tokens(build(facts), method, **options)
+    model.load_state_dict(make_state_dict(facts['entries'], facts['rescale']))
+    return model, make_input(facts['seed'], facts['shape']), published
+
+
+def last_tokens(model: torch.nn.Module, image: torch.Tensor):
+    """What comes out of the last block."""
+    tokens = model.reduction.start(model, embed(model, image))
+    for i in range(len(model.blocks)):
+        tokens = run_block(model, model.reduction, i, tokens)
+    return tokens
+
+
+def check_logits(model: torch.nn.Module, image: torch.Tensor, published: dict, limit: float = 1e-5) -> None:
+    with torch.no_grad():
+        assert error(model(image).numpy(), published['logits']) < limit
