@@ -117,16 +117,12 @@ def test_labels_say_what_was_kept_and_merged(model, images):
     with torch.no_grad():
         reduced = vitzoo.reduce_tokens(copy.deepcopy(model), 'evit', keep_rate=.5, locations=(2,))
         labels = patch_labels(reduced, images)
-        tokens = reduced.reduction.start(reduced, vitzoo.reduction.runner.embed(reduced, images))
-        for i in range(4):
-            tokens = vitzoo.reduction.runner.run_block(reduced, reduced.reduction, i, tokens)
+        tokens = reduced.forward_tokens(images)
         kept, = evit.kept_patches(tokens)
         assert ((labels >= 0).sum(1) == 18).all() and torch.equal(labels.gather(1, kept), torch.arange(18).expand(3, -1))
 
         merged = vitzoo.reduce_tokens(copy.deepcopy(model), 'tome', r=6)
-        tokens = merged.reduction.start(merged, vitzoo.reduction.runner.embed(merged, images))
-        for i in range(4):
-            tokens = vitzoo.reduction.runner.run_block(merged, merged.reduction, i, tokens)
+        tokens = merged.forward_tokens(images)
         assert torch.equal(patch_labels(merged, images), tome.labels(tokens)[:, 1:] - 1)
 
 

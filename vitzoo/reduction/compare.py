@@ -15,9 +15,8 @@ from ..facts import float_dtype
 from ..layers import check_image, precision_of
 from ..profiling import count_macs, on_meta, take_turns
 from .apply import Reduced, find_transformer, reduce_tokens, restore_tokens
-from .method import Method, Tokens
+from .method import Method
 from .restore import Drop
-from .runner import embed, run_block
 from .settings import Setting, default_settings
 
 CLOCKS = {'eager': 'PyTorch', 'onnx': 'ONNX Runtime'}
@@ -180,15 +179,7 @@ class _Outcome:
         self.logits = None if logits[0] is None else torch.cat(logits)
         self.feature, self.map = torch.cat(features), torch.cat(maps)
         reduced = isinstance(model, Reduced)
-        self.num_patches = last_tokens(model, images[:1]).num_patches if reduced else self.map.shape[2] * self.map.shape[3]
-
-
-def last_tokens(model: nn.Module, images: Tensor) -> Tokens:
-    """What is left behind the last block of a model whose tokens are reduced."""
-    tokens = model.reduction.start(model, embed(model, images))
-    for i in range(len(model.blocks)):
-        tokens = run_block(model, model.reduction, i, tokens)
-    return tokens
+        self.num_patches = model.forward_tokens(images[:1]).num_patches if reduced else self.map.shape[2] * self.map.shape[3]
 
 
 def _choice(model: nn.Module, images: Tensor) -> Tensor | None:
@@ -201,7 +192,7 @@ def patch_labels(model: nn.Module, images: Tensor) -> Tensor | None:
 
     What merges is asked by way of its `restore`: the token that a patch's features come from, for the most part.
     """
-    tokens = last_tokens(model, images)
+    tokens = model.forward_tokens(images)
     N0 = tokens.grid[0] * tokens.grid[1]
     if not tokens.history or tokens.num_patches == N0:
         return None

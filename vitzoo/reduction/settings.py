@@ -92,5 +92,7 @@ _DEFAULTS: dict[str, Callable[[_Shape], list[dict]]] = {
     'gtp': lambda s: [dict(num_prop=s.per_block(number)) for number in (4, 8, 12)],
     'expedite': lambda s: [dict(location=max(0, s.depth // 4), clusters=s.clusters(share)) for share in (0.5, 0.25)],
     'dynamicvit': lambda s: [dict(keep_rate=rate, locations=s.quarters) for rate in (0.8, 0.7, 0.5)],
+    'select': lambda s: [dict(location=s.depth // 3, keep=share, **by) for share, by in (
+        (0.5, {}), (0.3, {}), (0.5, {'score': 'similarity'}))],
     'sparsifiner': lambda s: [dict(attn_keep=share, **s.basis) for share in (0.5, 0.25)],
 }
