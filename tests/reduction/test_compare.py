@@ -107,6 +107,19 @@ def test_a_method_of_your_own(model, images):
     assert row.feature == one(model, images, 'tome:r=4').feature
 
 
+def test_what_was_learned_serves(model, images):
+    """A model with trained predictors is compared with these, and keeps them."""
+    reduced = vitzoo.reduce_tokens(copy.deepcopy(model), 'dynamicvit', locations=(1,))
+    with torch.no_grad():
+        for p in reduced.score_predictor.parameters():
+            p.normal_()
+    text = 'dynamicvit:keep_rate=0.5,locations=(2,)'
+    fresh, learned = one(model, images, text), one(reduced, images, text)
+    assert fresh.untrained > 0 and learned.untrained == 0 and fresh.feature != learned.feature
+    assert one(reduced, images, 'tome:r=4').feature == one(model, images, 'tome:r=4').feature
+    assert reduced.reduction.locations == (1,) and len(reduced.score_predictor) == 1
+
+
 def test_a_model_without_classes_has_no_top1(images):
     model = timm.create_model('vit_tiny_patch16_224', img_size=96, depth=2, num_classes=0).eval()
     row = one(model, images, 'tome:r=4')
@@ -211,6 +224,9 @@ def test_default_settings_leave_out_what_a_model_cannot_do(images):
     (dict(images=torch.zeros(1, 4, 96, 96)), ValueError, '3 channels'),
     (dict(images=torch.zeros(1, 3, 90, 96)), ValueError, 'does not take images of 90x96'),
     (dict(rounds=0), ValueError, 'rounds=0'),
+    (dict(rounds='x'), ValueError, 'rounds'),
+    (dict(images='x'), ValueError, 'images'),
+    (dict(settings='tome'), ValueError, 'expected Setting'),
     (dict(model=torch.nn.Linear(2, 2)), ValueError, 'Linear'),
 ])
 def test_bad_arguments_before_any_work(model, images, change, error, match):

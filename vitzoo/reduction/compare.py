@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from ..arguments import check_range
+from ..arguments import check_range, check_types, show
 from ..facts import float_dtype
 from ..layers import check_image, precision_of
 from ..profiling import count_macs, on_meta, take_turns
@@ -56,6 +56,7 @@ class Comparison:
         return asdict(self)
 
 
+@check_types
 def compare(
         model: nn.Module,
         images: Tensor,
@@ -100,6 +101,8 @@ def compare(
         settings, _ = fitting_settings(plain, grid[0] * grid[1])
     settings = list(settings)
     for setting in settings:  # so that a bad one is told before the first is timed
+        if not isinstance(setting, Setting | Method):
+            raise ValueError(f'settings has {show(setting)}: expected Setting(method, options) or a Method.')
         _reduce(model, setting)
     noisy = images + _noise(plain, images, grey_level)
     with tempfile.TemporaryDirectory(prefix='vitzoo-') as folder, torch.no_grad():
