@@ -141,13 +141,17 @@ def test_models(name, kwargs, method):
     assert not any(p.requires_grad for p in backbone.model.blocks[0].parameters())
 
 
-def test_classifier_s_file_goes_in(tmp_path):
-    classifier = timm.create_model(VIT, depth=4, embed_dim=48, num_heads=3)
+@every_method
+def test_classifier_s_file_goes_in(method, tmp_path):
+    kwargs = dict(depth=4, embed_dim=48, num_heads=3, img_size=(80, 112))
+    classifier = timm.create_model(VIT, **kwargs)
     torch.save(classifier.state_dict(), tmp_path / 'classifier.pth')
-    backbone = DenseBackbone(VIT, reduction=reduction('expedite'), checkpoint_path=tmp_path / 'classifier.pth', depth=4, embed_dim=48,
-                             num_heads=3)
-    wanted = classifier.state_dict()
-    assert all(torch.equal(v, wanted[k]) for k, v in backbone.model.state_dict().items())
+    backbone = DenseBackbone(VIT, reduction=reduction(method), checkpoint_path=tmp_path / 'classifier.pth', **kwargs)
+    own, wanted = backbone.model.state_dict(), classifier.state_dict()
+    shared = own.keys() & wanted.keys()
+    assert len(shared) > 50 and all(torch.equal(own[k], wanted[k]) for k in shared)
+    new = [name for name in backbone.load(wanted).new if not name.startswith('pyramid.')]
+    assert new == [f'body.model.{name}' for name in own if name not in shared]  # what is learned
 
 
 def test_pretrained_patches_of_another_size(tmp_path):

@@ -429,7 +429,7 @@ def test_vmap(kind, method):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Names of the operators that read or write a tensor which is not on the meta device."""
+    """Names of the operators that read or write numbers of a tensor which is not on the meta device."""
 
     def __init__(self):
         super().__init__()
@@ -437,7 +437,7 @@ class Elsewhere(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if any(isinstance(t, torch.Tensor) and not t.is_meta for t in tree_leaves((args, kwargs, result))):
+        if any(isinstance(t, torch.Tensor) and not t.is_meta and t.numel() for t in tree_leaves((args, kwargs, result))):
             self.names.append(str(function))
         return result
 

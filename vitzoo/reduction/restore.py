@@ -55,13 +55,13 @@ def reconstruct(values: Tensor, queries: Tensor, keys: Tensor, k: int, temperatu
     own = (queries ** 2).sum(-1, keepdim=True) if norm == 2 else 0.
     with at_full_precision(queries):
         logits = torch.baddbmm(-temperature * ((keys ** 2).sum(-1)[:, None] + own), queries, keys.transpose(1, 2), alpha=2 * temperature)
-    if k < keys.shape[1]:
-        least = logits.topk(k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if norm == 1:
-        weights = logits.softmax(-1)
-    else:
-        # exp(logits) / max(|exp(logits)|, 1e-12), which underflows where the nearest key is far
-        weights = logits.exp()
-        weights = weights / weights.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return weights.to(values.dtype) @ values
+        if k < keys.shape[1]:
+            least = logits.topk(k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if norm == 1:
+            weights = logits.softmax(-1)
+        else:
+            # exp(logits) / max(|exp(logits)|, 1e-12), which underflows where the nearest key is far
+            weights = logits.exp()
+            weights = weights / weights.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return weights.to(values.dtype) @ values

@@ -58,11 +58,15 @@ def _fit_backbone(
     """The part of a file that is for one model; the rest, if it is a detector's: name without prefixes -> name in the file."""
     model = find_model(wrapper)
     inside, others = inner_names(state, model)
+    # a backbone has its tokens reduced from the start, and begins to learn with a file of the model as it was
+    learned = _learned(own_state(model)) if wrapper is not model else []
+    if any(name in inside for name in learned):
+        learned = []
     if strict:
-        _refuse_reduction(inside, own_state(model), source)
+        _refuse_reduction(inside, [name for name in own_state(model) if name not in learned], source)
     conversion = convert({name: state[old] for name, old in inside.items()}, model)
     own, beside = own_state(model), _beside(wrapper, model)
-    fit = _Fit(keep_counters(conversion.state, model), {**own, **beside}, new=list(conversion.new))
+    fit = _Fit(keep_counters(conversion.state, model), {**own, **beside}, new=[*conversion.new, *learned])
 
     fit.drop([name for name in fit.state if BESIDE_MODEL.match(name) and name not in fit.own])
     fit.new += [name for name in beside if name not in fit.state]
@@ -86,6 +90,11 @@ def _fit_backbone(
         dropped=[inside.get(name, name) for name in dropped],  # a layout may name a part of an entry
         new=[full[name] for name in fit.new],
         adapted=[full[name] for name in adapted if name in fit.state]), others
+
+
+def _learned(names: Iterable[str]) -> list[str]:
+    """Those of what token reduction methods learn."""
+    return [name for name in names if any(re.search(pattern, name) for pattern in LEARNED_BY.values())]
 
 
 def _refuse_reduction(names: Iterable[str], own: Iterable[str], source: str) -> None:

@@ -31,7 +31,7 @@ def load_checkpoint(
             a `DenseBackbone` around it, or a detector or segmentor with such a `backbone`. The latter takes a whole detector's file whole:
             ours, or one of MMDetection 2 and 3 or MMSegmentation 0.x and 1.x, which name necks and heads alike. Parts that it has not
             (an RPN, an auxiliary head) are dropped. Of a classifier or a backbone it gets the backbone. A file with what token reduction
-            learned goes into a model behind `vitzoo.reduce_tokens`.
+            learned goes into a model behind `vitzoo.reduce_tokens`. Of a wrapper's model what is learned may be absent and is then new.
         source: a path (`.safetensors`, or a pickle, which is read with `weights_only`), `hf-hub:ORG/REPO[/FILE]`, or a state dict.
         strict: refuse entries that are missing, unexpected or of another shape. Without it they are listed as new and dropped.
         use_ema: take the averaged weights of a training checkpoint.

@@ -154,8 +154,8 @@ class Expedite(Method):
         prefix, x = tokens.x[:, :tokens.num_prefix], tokens.patches
         with at_full_precision(x):
             centres, weights = cluster(precise(x), tokens.grid, clusters, self.n_iters, self.window, self.temperature)
+            rope = None if tokens.rope is None else mix_positions(tokens.rope, weights)
         centres = centres.to(x.dtype)
-        rope = None if tokens.rope is None else mix_positions(tokens.rope, weights)
         step = Clustering(x, centres, clusters, tokens.rope)
         return tokens._replace(x=torch.cat([prefix, centres], dim=1), rope=rope, history=(step,))
 
