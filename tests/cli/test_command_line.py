@@ -11,6 +11,7 @@ import pytest
 import timm
 
 from vitzoo_cli import main
+from vitzoo_cli.app import COMMANDS
 from vitzoo_cli.output import Output
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +41,10 @@ def test_version(capsys):
 def test_without_a_command_it_says_which_there_are(capsys):
     assert main([]) == 2
     err = capsys.readouterr().err
-    assert all(name in err for name in ('list', 'info', 'demo', 'export', 'convert', 'predict', 'show'))
+    assert all(name in err for name in COMMANDS)
 
 
-@pytest.mark.parametrize('command', ['list', 'info', 'demo', 'export', 'convert', 'predict', 'show'])
+@pytest.mark.parametrize('command', COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, '--help'])
