@@ -8,7 +8,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-EXTRAS = {'export_onnx': 'onnxruntime', 'digit_scenes': 'sklearn'}
+EXTRAS = {'export_onnx': 'onnxruntime', 'digit_scenes': 'sklearn', 'mmengine': 'mmseg', 'vitzoo.mm': 'mmdet'}
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
