@@ -106,7 +106,7 @@ def test_reduce_tokens():
 
 
 # what fits a model of two blocks; an option that is not here fits it by default
-FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, clusters=(2, 2), keep=3)
+FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, clusters=(2, 2), keep=3, reduce_n_factor=2)
 OPTIONS = [(method, field.name) for method, kind in METHODS.items() for field in dataclasses.fields(kind)]
 
 
