@@ -4,9 +4,9 @@ import csv
 import math
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -138,7 +138,8 @@ def run_row(teacher: VisionTransformer, setting: Setting | None, seed: int, data
     new = frozenset(dict(model.named_parameters())) - frozenset(dict(teacher.named_parameters()))
     train(model, data['train'], tuning, RATE / 10, seed + 1000, tuning_loss(setting and setting.method, teacher), new)
     return {**row, 'tuned_accuracy': round(accuracy(model, data['val']), 2), 'tuning_iterations': tuning,
-            'cpu_seconds': round(time.process_time() - start, 1), **{name: version(name) for name in ('vitzoo', 'torch', 'timm')}}
+            'cpu_seconds': round(time.process_time() - start, 1),
+            **{module.__name__: module.__version__.partition('+')[0] for module in (vitzoo, torch, timm)}}
 
 
 def run(methods: Sequence[str], seeds: Sequence[int], path: str | Path, folder: str | Path, *, iterations: int = ITERATIONS,
