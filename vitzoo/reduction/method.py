@@ -19,6 +19,7 @@ class Tokens(NamedTuple):
     size: Tensor | None = None  # (B, P + N), how many keys each token counts for; None: one each
     history: tuple = ()  # what the steps so far did, as `restore` wants it
     memory: Any = None  # what else a method keeps: a tensor, or a tuple of such
+    remember: bool = True  # whether anybody will ask for the grid, or for labels; else `history` stays empty, which saves memory
 
     @property
     def patches(self) -> Tensor:
@@ -29,6 +30,10 @@ class Tokens(NamedTuple):
     def num_patches(self) -> int:
         """N."""
         return operator.index(self.x.shape[1]) - self.num_prefix  # a number for TorchScript's tracer too
+
+    def with_step(self, step: Any) -> 'Tokens':
+        """The same with one more step in `history`, where that is wanted."""
+        return self._replace(history=(*self.history, step)) if self.remember else self
 
     def take(self, index: Tensor) -> 'Tokens':
         """The prefix and these patch tokens, (B, K) from 0 on, in this order, each with its position and size."""

@@ -129,7 +129,7 @@ class DynamicViT(Method):
             return tokens
         order = predictor(tokens.patches)[:, :, 0].argsort(dim=1, descending=True)
         drop = Drop(tokens.patches, order, num_kept)
-        return tokens.take(order[:, :num_kept])._replace(history=(*tokens.history, drop))
+        return tokens.take(order[:, :num_kept]).with_step(drop)
 
     def softmax(self, i: int, logits: Tensor, tokens: Tokens) -> Tensor:
         return masked_softmax(logits, F.pad(tokens.memory[-1], (tokens.num_prefix, 0), value=1.))

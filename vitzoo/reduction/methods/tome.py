@@ -165,7 +165,7 @@ class ToMe(Method):
         merge = match(keys.float().mean(1), r, tokens.num_prefix)
         x, size, weights = merge_rows(tokens.x, tokens.size, merge)
         rope = None if tokens.rope is None else self._positions(tokens, merge, weights)
-        return tokens._replace(x=x, size=size, rope=rope, history=(*tokens.history, merge))
+        return tokens._replace(x=x, size=size, rope=rope).with_step(merge)
 
     def _positions(self, tokens: Tokens, merge: Merge, weights: Tensor) -> Tensor:
         P, U, rope = tokens.num_prefix, merge.num_kept, tokens.rope
