@@ -7,7 +7,6 @@ model wants it. Without --checkpoint and --pretrained the weights are random, an
 replaced, another file only with --force.
 """
 import argparse
-import ast
 from fnmatch import fnmatchcase
 
 from vitzoo_runtime.files import refuse_to_replace
@@ -16,11 +15,10 @@ from .output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .models import add_reduce
     parser.add_argument('model', metavar='MODEL')
     parser.add_argument('image', metavar='IMAGE')
-    parser.add_argument('--reduce', metavar='METHOD', help='reduce the tokens by this method first, such as tome or evit')
-    parser.add_argument('--option', action='append', default=[], type=option, metavar='KEY=VALUE',
-                        help='an option of the method, such as r=16 or "locations=(3, 6)"; may be repeated')
+    add_reduce(parser)
     parser.add_argument('--layers', nargs='+', metavar='PATTERN',
                         help='layers to show, by name or shell pattern, such as "stages.2.*" (default: all; where tokens are reduced, '
                         'those that change something)')
@@ -38,15 +36,13 @@ def run(args: argparse.Namespace, output: Output) -> int:
     import timm
     import torch
 
-    from vitzoo import load_checkpoint, reduce_tokens, token_map
+    from vitzoo import load_checkpoint, token_map
     from vitzoo.viz import draw_token_maps
     from vitzoo_runtime.images import read_image
     from vitzoo_runtime.pictures import save_png
 
     from . import models
     models.known(args.model)
-    if args.option and not args.reduce:
-        raise ValueError(f'--option {args.option[0][0]} is one of a method: name that by --reduce')
     out = Path(args.out)
     if out.suffix.lower() != '.png':
         raise ValueError(f'--out {args.out}: expected a name that ends in .png')
@@ -58,10 +54,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     weights = 'loaded' if args.checkpoint or args.pretrained else 'random'
     if args.reduce:
         before = len(model.state_dict())
-        try:
-            reduce_tokens(model, args.reduce, **dict(args.option))
-        except TypeError as e:
-            raise ValueError(str(e)) from e
+        models.reduce(model, args.reduce)
         if len(model.state_dict()) > before and not args.checkpoint:
             weights = 'random'  # the parts that the method has learned
     if args.checkpoint:
@@ -75,24 +68,13 @@ def run(args: argparse.Namespace, output: Output) -> int:
     layers = [{'layer': m.layer, 'kind': m.kind, 'what': m.what, 'total': m.total, 'size': list(m.labels.shape), 'stride': list(m.stride),
                'dropped': int((m.labels < 0).sum())} for m in shown]
     output.json({'model': args.model, 'image': args.image, 'input_size': list(preprocessing.size), 'weights': weights,
-                 'reduce': args.reduce, 'options': {key: value for key, value in args.option}, 'layers': layers,
+                 'reduce': args.reduce, 'layers': layers,
                  'picture': os.fspath(out)})
     rows = [(m.layer, 'x'.join(map(str, m.labels.shape)), m.total, m.what) for m in shown]
     output.table(f'{args.model}, drawn in {out}', ('layer', 'positions', 'number', 'of'), rows, right=('positions', 'number'))
     if weights == 'random':
         output.note('vitzoo: the weights are random, and so is what is chosen (--checkpoint FILE or --pretrained)')
     return 0
-
-
-def option(text: str) -> tuple[str, object]:
-    """'r=16' -> ('r', 16), for argparse; what is no number, tuple, list, True, False or None is a string."""
-    key, equals, value = text.partition('=')
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f'{text!r}: expected KEY=VALUE, such as r=16')
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return key, value
 
 
 def _choose(maps: list, patterns: list[str] | None) -> list:

@@ -41,10 +41,10 @@ def test_families(photo, tmp_path, capsys):
 
 def test_reduced(photo, tmp_path, capsys):
     out = tmp_path / 'evit.png'
-    options = ['--reduce', 'evit', '--option', 'locations=(1,)', '--option', 'keep_rate=0.5', '--option', 'fuse=False']
+    options = ['--reduce', 'evit:locations=(1,),keep_rate=0.5,fuse=False']
     status, report, _ = show(capsys, TINY, photo, '--out', out, *options)
     patches = np.prod(report['layers'][0]['size'])
-    assert status == 0 and report['reduce'] == 'evit' and report['options'] == {'locations': [1], 'keep_rate': 0.5, 'fuse': False}
+    assert status == 0 and report['reduce'] == options[1]
     assert [(layer['layer'], layer['dropped']) for layer in report['layers']] == [('blocks.0', 0), ('blocks.1', patches // 2)]
     assert all(layer['total'] + layer['dropped'] == patches for layer in report['layers'])
     status, report, _ = show(capsys, TINY, photo, '--out', out, *options, '--layers', 'blocks.1', 'blocks.[3-9]')
@@ -95,14 +95,14 @@ def test_a_picture_of_ours_is_replaced_and_no_other_file(photo, tmp_path, capsys
     (['svit_micro', 'photo.jpg', '--out', 'x.jpg'], 'ends in .png'),
     (['svit_micro', 'photo.jpg', '--out', 'none/x.png'], 'in a folder that exists'),
     (['svit_micro', 'photo.jpg', '--layers', 'blocks.*'], 'there are stages.0.blocks.0.attn, stages.1.blocks.0.attn'),
-    (['svit_micro', 'photo.jpg', '--option', 'r=3'], 'name that by --reduce'),
     (['svit_micro', 'photo.jpg', '--reduce', 'tome'], 'SViT: expected timm'),
     (['svit_micro', 'photo.jpg', '--checkpoint', 'none.pth'], 'none.pth'),
     ([TINY, 'photo.jpg'], 'has no token maps'),
-    ([TINY, 'photo.jpg', '--reduce', 'nonsense'], "method='nonsense': expected"),
-    ([TINY, 'photo.jpg', '--reduce', 'tome', '--option', 'q=3'], "no option 'q'"),
-    ([TINY, 'photo.jpg', '--reduce', 'tome', '--option', 'r=-3'], 'r=-3'),
-    ([TINY, 'photo.jpg', '--reduce', 'evit', '--option', 'locations=(99,)'], 'locations=(99,)'),
+    ([TINY, 'photo.jpg', '--reduce', 'nonsense'], "method 'nonsense': expected"),
+    ([TINY, 'photo.jpg', '--reduce', 'tome:q=3'], "no option 'q'"),
+    ([TINY, 'photo.jpg', '--reduce', 'tome:r'], 'METHOD:OPTION=VALUE'),
+    ([TINY, 'photo.jpg', '--reduce', 'tome:r=-3'], 'r=-3'),
+    ([TINY, 'photo.jpg', '--reduce', 'evit:locations=(99,)'], 'locations=(99,)'),
 ])
 def test_bad_arguments(photo, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
@@ -118,5 +118,5 @@ def test_help_says_what_can_be_shown(capsys):
         main(['show', '--help'])
     out = re.sub(r'\s+', ' ', capsys.readouterr().out)
     for text in ('MODEL IMAGE', 'SViT (super tokens)', 'BiFormer (regions that are attended to)', 'LookupViT (compressed tokens)',
-                 'the weights are random', '--reduce METHOD', '--option KEY=VALUE', 'r=16', '(default: token_maps.png)'):
+                 'the weights are random', '--reduce METHOD[:OPTION=VALUE,...]', 'tome:r=8', '(default: token_maps.png)'):
         assert text in out

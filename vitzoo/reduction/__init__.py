@@ -12,3 +12,4 @@ from .methods import METHODS as METHODS
 from .settings import Setting as Setting
 from .settings import default_settings as default_settings
 from .settings import parse_setting as parse_setting
+from .settings import setting_of as setting_of

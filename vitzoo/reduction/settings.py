@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 from ..arguments import show
+from .method import Method
 from .methods import METHODS
 
 
@@ -19,6 +20,13 @@ class Setting:
 
 def _short(value: object) -> str:
     return value if isinstance(value, str) else repr(value).replace(' ', '')
+
+
+def setting_of(method: Method) -> str:
+    """A method in words: its name, and the options that are not as they are by themselves."""
+    name = next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__)
+    chosen = {f.name: getattr(method, f.name) for f in fields(method) if getattr(method, f.name) != f.default}
+    return str(Setting(name, chosen))
 
 
 def parse_setting(text: str) -> Setting:
