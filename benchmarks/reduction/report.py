@@ -17,7 +17,8 @@ def summarise(rows: Iterable[dict[str, str]]) -> dict[str, dict]:
     groups = {}
     for row in rows:
         groups.setdefault(row['setting'], []).append(row)
-    order = sorted(groups, key=lambda name: (name != PLAIN))  # otherwise as they came
+    methods = [PLAIN, *METHODS]
+    order = sorted(groups, key=lambda name: methods.index(groups[name][0]['method']))  # settings as they came
     return {name: {'method': groups[name][0]['method'], 'macs': int(groups[name][0]['macs']), 'tokens': int(groups[name][0]['tokens']),
                    'seeds': len(groups[name]), **{kind: _spread([float(row[kind]) for row in groups[name]]) for kind in KINDS}}
             for name in order}
