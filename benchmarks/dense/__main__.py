@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument('--data', default='data/digit_scenes', help='digit scenes, built if needed (default: %(default)s)')
     parser.add_argument('--preset', default='standard', help='of the digit scenes (default: %(default)s)')
     parser.add_argument('--iterations', type=int, help="other than the tasks'; needs a --csv of its own")
+    parser.add_argument('--no-seconds', action='store_true', help='leave times out of the tables')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
     try:
@@ -31,7 +32,7 @@ def main() -> int:
             select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
             iterations=args.iterations, preset=args.preset)
         if read_rows(args.csv):
-            print(*report(args.csv, args.page, args.picture), sep='\n')
+            print(*report(args.csv, args.page, args.picture, seconds=not args.no_seconds), sep='\n')
     except (ValueError, ImportError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 2

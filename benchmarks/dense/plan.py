@@ -13,6 +13,8 @@ from vitzoo.mm.config import CONFIGS
 BACKBONES = CONFIGS / '_base_' / 'backbones'
 BASELINE = 'timm_resnet'
 REFERENCES = ('timm_swin', BASELINE)  # timm's, narrowed to the multiply-adds of svit_micro
+# timm's plain ViTs with and without token reduction, for docs/vit_backbones.md
+PLAIN = ('timm_vit', 'timm_vit_expedite', 'timm_vit_tome', 'timm_dinov3', 'timm_dinov3_expedite')
 SCENE = (128, 160)
 COARSEST = 8  # pixels a step of the finest maps: of 16, the crop of a digit would have nine
 
@@ -36,7 +38,7 @@ def _backbone(name: str) -> str:
 
 
 FAMILIES = tuple(_families())
-MODELS = {name: _backbone(name) for name in (*FAMILIES, *REFERENCES)}
+MODELS = {name: _backbone(name) for name in (*FAMILIES, *REFERENCES, *PLAIN)}
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,15 @@ Key = tuple[str, str, int]  # model, task, seed
 
 
 def select(models: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Key]:
-    """The rows of that choice, seed by seed; nothing chosen means all models, all tasks, seeds 0 to 2. ValueError for an unknown name."""
+    """The rows of that choice, seed by seed. Nothing chosen means all models but those of `PLAIN`, all tasks, seeds 0 to 2.
+
+    Raises ValueError for an unknown name.
+    """
     for what, chosen, there in ('models', models, MODELS), ('tasks', tasks, TASKS):
         if unknown := [name for name in chosen if name not in there]:
             raise ValueError(f'{what}: {", ".join(map(repr, unknown))} unknown; expected some of {", ".join(map(repr, there))}')
     if any(seed < 0 for seed in seeds):
         raise ValueError(f'seeds: expected integers from 0 on, got {list(seeds)}')
-    keys = itertools.product(dict.fromkeys(seeds or range(3)), dict.fromkeys(models or MODELS), dict.fromkeys(tasks or TASKS))
+    models = models or (*FAMILIES, *REFERENCES)
+    keys = itertools.product(dict.fromkeys(seeds or range(3)), dict.fromkeys(models), dict.fromkeys(tasks or TASKS))
     return [(model, task, seed) for seed, model, task in keys]

@@ -24,8 +24,10 @@ def summarise(rows: Iterable[dict[str, str]]) -> dict[tuple[str, str], dict[str,
     return result
 
 
-def table(rows: Iterable[dict[str, str]]) -> str:
-    """The results in Markdown: median [lowest, highest] over the seeds, bold where the best median is; one table a task."""
+def table(rows: Iterable[dict[str, str]], seconds: bool = True) -> str:
+    """The results in Markdown: median [lowest, highest] over the seeds, bold where the best median is; one table a task, with or without
+    the time of training.
+    """
     summary, lines = summarise(rows), []
     for task, spec in TASKS.items():
         models = [model for model in MODELS if (model, task) in summary]
@@ -34,8 +36,8 @@ def table(rows: Iterable[dict[str, str]]) -> str:
         what = 'classifier' if task == 'classification' else 'backbone'
         names = ' | '.join(name.replace('_', ' ') for name in spec.metrics)
         lines += [f'**{spec.title}** (bar: {spec.bar:g})', '',
-                  f'| model | {names} | seeds | {what} parameters, M | {what} MACs, M | CPU seconds |',
-                  f'| --- |{" ---: |" * (len(spec.metrics) + 4)}']
+                  f'| model | {names} | seeds | {what} parameters, M | {what} MACs, M |{" CPU seconds |" * seconds}',
+                  f'| --- |{" ---: |" * (len(spec.metrics) + 3 + seconds)}']
         best = {name: max(summary[model, task][name][0] for model in models) for name in spec.metrics}
         for model in models:
             s = summary[model, task]
@@ -43,8 +45,8 @@ def table(rows: Iterable[dict[str, str]]) -> str:
             for name in spec.metrics:
                 middle, low, high = (f'{v:.{spec.digits}f}' for v in s[name])
                 cells.append((f'**{middle}**' if s[name][0] == best[name] else middle) + (f' [{low}, {high}]' if s['seeds'][0] > 1 else ''))
-            lines.append(f'| {model} | {" | ".join(cells)} | {s["seeds"][0]:g} | {s["params"][0] / 1e6:.2f} | {s["macs"][0] / 1e6:.1f} | '
-                         f'{s["cpu_seconds"][0]:.0f} |')
+            lines.append(f'| {model} | {" | ".join(cells)} | {s["seeds"][0]:g} | {s["params"][0] / 1e6:.2f} | {s["macs"][0] / 1e6:.1f} |'
+                         + f' {s["cpu_seconds"][0]:.0f} |' * seconds)
         lines.append('')
     return '\n'.join(lines)
 
@@ -63,7 +65,7 @@ def verdict(rows: Iterable[dict[str, str]]) -> list[str]:
     return sentences
 
 
-def report(path: str | Path, page: str | Path, picture: str | Path) -> list[str]:
+def report(path: str | Path, page: str | Path, picture: str | Path, *, seconds: bool = True) -> list[str]:
     """Write the tables between the markers of a Markdown page (made if there is none) and draw quality against MACs; gives `verdict`.
 
     Raises ValueError if there is no row, or if the page has no markers.
@@ -77,7 +79,7 @@ def report(path: str | Path, page: str | Path, picture: str | Path) -> list[str]
         raise ValueError(f'{page} has no {START} followed by {END} to write the tables between')
     before, after = text[:text.index(START)], text[text.index(END):]
     with replacing(page) as temporary:
-        temporary.write_text(f'{before}{START}\n\n{table(rows)}\n{after}', encoding='utf-8')
+        temporary.write_text(f'{before}{START}\n\n{table(rows, seconds)}\n{after}', encoding='utf-8')
     summary, panels = summarise(rows), {}
     for task, spec in TASKS.items():
         metric = next(iter(spec.metrics))

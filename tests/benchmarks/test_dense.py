@@ -84,18 +84,22 @@ def test_select():
 def test_models_are_those_of_the_registry_and_two_of_timm():
     """Of each family the micro model, if its maps are of stride 8 or finer: a patch of 16 pixels is a third of a crop of a digit."""
     left_out = set(zoo.FIRST.values()) - set(plan.FAMILIES)
-    assert set(plan.FAMILIES) <= set(zoo.FIRST.values()) and {*plan.MODELS} == {*plan.FAMILIES, *plan.REFERENCES}
+    assert set(plan.FAMILIES) <= set(zoo.FIRST.values()) and {*plan.MODELS} == {*plan.FAMILIES, *plan.REFERENCES, *plan.PLAIN}
     assert all(zoo.is_columnar(name) for name in left_out) and 'lookupvit_micro' in plan.FAMILIES
 
 
-def test_page_has_the_rows_that_are_kept(tmp_path):
-    rows = read_rows(ROOT / 'benchmarks' / 'dense' / 'results.csv')
-    assert len(rows) >= 63 and {row_key(r) for r in rows} <= set(plan.select())
+@pytest.mark.parametrize('csv, page, seconds', [('results.csv', 'bench_dense.md', True), ('reduction.csv', 'vit_backbones.md', False)])
+def test_page_has_the_rows_that_are_kept(csv, page, seconds, tmp_path):
+    path, page = ROOT / 'benchmarks' / 'dense' / csv, ROOT / 'docs' / page
+    rows = read_rows(path)
+    if csv == 'results.csv':
+        assert len(rows) >= 63 and {row_key(r) for r in rows} <= set(plan.select())
+    else:
+        assert rows and {row['model'] for row in rows} <= set(plan.PLAIN)
     pytest.importorskip('matplotlib')
-    page = ROOT / 'docs' / 'bench_dense.md'
     (tmp_path / 'x.md').write_text(page.read_text())
-    report(ROOT / 'benchmarks' / 'dense' / 'results.csv', tmp_path / 'x.md', tmp_path / 'x.png')
-    assert (tmp_path / 'x.md').read_text() == page.read_text(), 'run python -m benchmarks.dense --report-only'
+    report(path, tmp_path / 'x.md', tmp_path / 'x.png', seconds=seconds)
+    assert (tmp_path / 'x.md').read_text() == page.read_text(), 'run python -m benchmarks.dense --report-only, as the page says'
 
 
 # ---- running

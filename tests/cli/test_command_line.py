@@ -53,7 +53,8 @@ def test_help(command, capsys):
     assert '--json' in out and '%(default)' not in out
 
 
-@pytest.mark.parametrize('arguments', [['nonsense'], ['info'], ['info', 'svit_micro', '--size', '0x3'], ['predict', 'x.png']])
+@pytest.mark.parametrize('arguments', [['nonsense'], ['info'], ['info', 'svit_micro', '--size', '0x3'], ['predict', 'x.png'],
+                                       ['show', 'svit_micro'], ['show', 'svit_micro', 'x.png', '--option', 'r']])
 def test_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)

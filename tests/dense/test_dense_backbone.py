@@ -113,6 +113,11 @@ def test_frozen_stages(name, stages, frozen, free):
         sum(m.sum() for m in model(torch.rand(2, 3, 64, 64))).backward()
 
 
+def test_all_of_a_columnar_model_can_be_frozen_whatever_its_levels():
+    model = DenseBackbone('test_vit', (0, 2), frozen_stages=4)
+    assert {name.split('.')[0] for name, p in model.named_parameters() if p.requires_grad} == {'pyramid'}
+
+
 def test_norm_eval_keeps_running_statistics():
     model = DenseBackbone('resnet10t', norm_eval=True).train()
     before = {n: b.clone() for n, b in model.named_buffers()}

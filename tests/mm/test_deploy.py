@@ -208,3 +208,29 @@ def test_limits_of_the_export(tmp_path):
     with pytest.raises(ValueError, match='made for images of 64x96'):
         vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', (64, 64), dynamic_batch=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name, opset', [
+    ('detection/mask-rcnn_timm_vit_expedite_digits', 17),
+    ('segmentation/segmenter_timm_vit_tome_digits', 17),
+    pytest.param('detection/mask-rcnn_timm_dinov3_expedite_digits', 20, marks=pytest.mark.slow),
+    pytest.param('segmentation/upernet_timm_vit_expedite_digits', 20, marks=pytest.mark.slow),
+])
+def test_reduced_tokens_in_onnx(name, opset, tmp_path):
+    """The file does what the whole model with reduced tokens does, and not what it does without."""
+    model, size, detects = build(name), (128, 160), name.startswith('detection')
+    deployed = (deploy.detector if detects else deploy.segmentor)(model, size)
+    report = vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', size, opset=opset, dynamic_batch=not detects, rounds=0)
+    assert report.max_error < 1e-4
+    assert not any('Scatter' in node.op_type and any(a.name == 'reduction' for a in node.attribute)
+                   for node in onnx.load(report.path).graph.node)
+    image = photo(9, (3, *size))
+    found = run(report.path, image)[int(detects)]  # scores, or logits
+
+    def expected():
+        with torch.no_grad():
+            return predict(model, image)[1] if detects else model.predict(image)[0].seg_logits.data[None]
+    torch.testing.assert_close(torch.from_numpy(found), expected(), rtol=0, atol=1e-4)
+    vitzoo.restore_tokens(model)
+    other = expected()
+    assert other.shape != found.shape or (other - torch.from_numpy(found)).abs().max() > 1e-3

@@ -74,12 +74,14 @@ def image(*size: int, batch: int = 2) -> torch.Tensor:
 
 
 # What fits so few blocks and patches; each method takes of it what it has.
-_FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, r=5, num_prop=5, clusters=(2, 3), keep=9)
+_FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, r=5, num_prop=5, clusters=(2, 3), keep=9, reduce_n_factor=2)
 # What makes a method do nothing, of those where there is such a setting.
 OFF = {
     'evit': dict(keep_rate=1.), 'tome': dict(r=0), 'gtp': dict(num_prop=0), 'dynamicvit': dict(keep_rate=1.),
-    'expedite': dict(clusters=100),
+    'expedite': dict(clusters=100), 'sparsifiner': dict(attn_keep=1.),
 }
+
+ONE_SIZE = ('sparsifiner',)  # its tables are made for one number of tokens
 
 
 def options(method: str, **others) -> dict:

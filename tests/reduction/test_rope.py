@@ -29,7 +29,8 @@ def run(model, tokens, blocks=range(DEPTH)):
 
 def embedded(model, x=None):
     with torch.no_grad():
-        return embed(model, (image() if x is None else x).to(next(model.parameters()).dtype))
+        tokens = embed(model, (image() if x is None else x).to(next(model.parameters()).dtype))
+        return model.reduction.start(model, tokens) if hasattr(model, 'reduction') else tokens
 
 
 def angles(rope):
@@ -170,7 +171,7 @@ def test_prefix_tokens_are_neither_rotated_nor_reduced(kind, method):
         assert found.num_prefix == P == model.num_prefix_tokens and found.x.shape[1] > P
         assert found.rope.shape[3] == found.num_patches and found.rope.isfinite().all()
         length = sum(part ** 2 for part in found.rope.chunk(2, dim=-1))
-        assert ((length - 1).abs() < 1e-5).double().mean() > 0.9 and length.max() < 1 + 1e-5  # but where opposite ones have no mean
+        assert length.max() < 1 + 1e-5  # less where opposite ones have no mean
         if found.size is not None:
             assert (found.size[:, :P] == 1).all()
 
@@ -278,7 +279,7 @@ def test_position_of_a_merged_token(kind, position):
             if position == 'mean':
                 expected = unit_length(rope[:, b, :, members].mean(-2))
             else:
-                sources = merge.sources[b] - P
+                sources = merge.rows[b, merge.num_kept:] - P
                 stays = [m for m in members.tolist() if m not in sources]
                 expected = rope[:, b, :, stays[0]]
             assert_close(behind.rope[:, b, :, token], expected, 1e-6)

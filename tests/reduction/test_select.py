@@ -249,8 +249,7 @@ def test_rotary_positions(position):
         assert torch.equal(last[b, 9:], targets) == (position == 'keep')
 
 
-@pytest.mark.parametrize('options', [
-    dict(preset='hiprune', anchors=0.9), dict(score='class_sum', merge_rest=True), dict(score='similarity')])
+@pytest.mark.parametrize('options', [dict(preset='hiprune', anchors=0.9), dict(score='class_sum', merge_rest=True)])
 @torch.no_grad()
 def test_traced(options):
     """No graph break, and no shape or choice that depends on the image."""
@@ -269,7 +268,8 @@ def test_traced(options):
     (dict(keep=True), 'keep=True'), (dict(score='cls'), "score='cls'"), (dict(preset='divprune'), "preset='divprune'"),
     (dict(location=4), 'location=4.*0 to 3'), (dict(location=-5), 'location=-5'), (dict(num_context=0), 'num_context'),
     (dict(anchors=1.5), 'anchors'), (dict(anchors=0.5, anchor_location=2), 'anchor_location=2.*in front of block 2'),
-    (dict(score='class_sum', sum_from=3), 'sum_from=3'), (dict(position='none'), 'position')])
+    (dict(anchors=0.5, location=0), 'in front of block 0'), (dict(score='class_sum', sum_from=3), 'sum_from=3'),
+    (dict(position='none'), 'position')])
 def test_refused(options, message):
     model = build()
     with pytest.raises(ValueError, match=message):

@@ -93,6 +93,25 @@ def test_positions_of_timm_s_models(tmp_path):
         assert torch.equal(model.pos_embed, expected.pos_embed)
 
 
+@pytest.mark.parametrize('name', ['test_vit', 'vit_small_patch16_dinov3'])
+def test_patches_of_timm_s_models(name):
+    """Of 16 pixels, for a model of 8, with other positions and in one channel at the same time."""
+    options = dict(embed_dim=32, depth=2, num_heads=2)
+    source = timm.create_model(name, img_size=96, **options).state_dict()
+    options |= dict(img_size=(64, 96), patch_size=8, in_chans=1)
+    model = timm.create_model(name, **options)
+    report = vitzoo.load_checkpoint(model, source)
+    assert 'patch_embed.proj.weight' in report.adapted and not report.new and not report.dropped
+    expected = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=source), **options)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
+
+
+def test_patches_too_large_to_resample_are_refused():
+    state = timm.create_model('test_vit', patch_size=80, img_size=160).state_dict()
+    with pytest.raises(ValueError, match='patch_embed.proj.weight.* 80, 80'):
+        vitzoo.load_checkpoint(timm.create_model('test_vit', img_size=32), state)
+
+
 @pytest.mark.parametrize('channels', [1, 4])
 @pytest.mark.parametrize('name', [*zoo.MICRO, 'lookupvit_micro patch', 'lookupvit_micro conv'])
 def test_image_channels(name, channels):

@@ -71,12 +71,13 @@ class DenseBackbone(nn.Module):
             **model_kwargs,
     ):
         super().__init__()
-        _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages)
+        _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm)
 
         probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
         if reduction is not None:  # refused, if so, before anything is built or downloaded
             _reduce(model_name, _inner(probe), reduction)
         infos, grid_stride = list(probe.feature_info.info), _grid_stride(model_name, probe)
+        _check_frozen_stages(frozen_stages, out_indices, bool(grid_stride))
         levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices)
         self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
         frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
@@ -163,7 +164,7 @@ class DenseBackbone(nn.Module):
         return self
 
 
-def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm, frozen_stages):
+def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm):
     if not out_indices or list(out_indices) != sorted(set(out_indices)) or not set(out_indices) <= {0, 1, 2, 3}:
         raise ValueError(f'out_indices are ascending levels 0 to 3 (strides 4, 8, 16, 32), got {show(out_indices)}')
     if isinstance(pretrained, str):  # as older configs have it
@@ -174,10 +175,14 @@ def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_n
         raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
     if out_norm not in (True, False, 'layer'):
         raise ValueError(f"out_norm is True, False or 'layer', got {show(out_norm)}")
-    if not -1 <= frozen_stages <= max(out_indices) + 1:
-        raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {max(out_indices) + 1}, the last that '
-                         f'out_indices={out_indices} needs, got {frozen_stages}')
     check_model_name(model_name)
+
+
+def _check_frozen_stages(frozen_stages: int, out_indices: Sequence[int], columnar: bool) -> None:
+    last = 4 if columnar else max(out_indices) + 1
+    if not -1 <= frozen_stages <= last:
+        raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {last}, the last that '
+                         f'out_indices={tuple(out_indices)} needs, got {frozen_stages}')
 
 
 def check_model_name(model_name: str) -> None:

@@ -1,4 +1,5 @@
 """Token reduction for vision transformers of timm, and the way back to the grid."""
+from . import training as training
 from .apply import Reduced as Reduced
 from .apply import reduce_tokens as reduce_tokens
 from .apply import restore_tokens as restore_tokens

@@ -75,6 +75,7 @@ class Reduced:
             if i in taps:
                 y = self.norm(tokens.x) if norm else tokens.x
                 patches, grid = self.reduction.restore(y[:, tokens.num_prefix:], tokens)
+                patches = patches.to(y.dtype)  # one precision for all maps, under autocast too
                 prefixes.append(y[:, :tokens.num_prefix])
                 maps.append(patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() if output_fmt == 'NCHW' else patches)
         with_prefix = return_prefix_tokens and self.num_prefix_tokens

@@ -130,6 +130,14 @@ class Method:
         each."""
         return y
 
+    def labels(self, tokens: Tokens) -> Tensor:
+        """For each patch of the image the present patch token that it is part of, from 0, or -1 where it is part of none: (B, N0).
+
+        For `vitzoo.token_map`. By default a patch is where the `Drop` steps in `history` have left it.
+        """
+        from .restore import left_by  # which imports this file
+        return left_by(tokens)
+
 
 def add_bias(logits: Tensor, bias: Tensor) -> Tensor:
     """Logits with what `Method.mask` answers; a masked one is the least number there is."""

@@ -1,11 +1,13 @@
-"""What a file for another image fits after a change of its values: position tables are resampled, first convolutions get other channels."""
+"""What a file for another image fits after a change of its values: position tables and patches are resampled, first convolutions get other
+channels.
+"""
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models._input import get_model_traits
 from timm.models._manipulate import adapt_input_conv
 
@@ -13,6 +15,7 @@ from .files import WEIGHT_DTYPES, StateDict
 from .names import own_state
 
 Size = tuple[int, int]
+LARGEST_PATCH = 64  # along a side: what resampling costs grows with its fourth power
 
 
 class Positions(NamedTuple):
@@ -62,6 +65,20 @@ def grid_of(num_positions: int, like: Size) -> Size | None:
     side, scale = math.isqrt(num_positions), math.sqrt(num_positions / math.prod(like))
     sizes = (side, side), (round(like[0] * scale), round(like[1] * scale))
     return next((size for size in sizes if math.prod(size) == num_positions), None)
+
+
+def adapt_patches(state: StateDict, model: nn.Module) -> list[str]:
+    """Resample, in `state` itself, the embedding of patches of another size than those of one of timm's ViTs. Returns its name, if so."""
+    embed, name = getattr(model, 'patch_embed', None), 'patch_embed.proj.weight'
+    value = state.get(name)
+    if not isinstance(embed, PatchEmbed) or hasattr(model, 'layouts') or value is None or value.dtype not in WEIGHT_DTYPES:
+        return []
+    shape = own_state(model)[name].shape
+    if value.ndim != 4 or value.shape[0] != shape[0] or value.shape[2:] == shape[2:] or not all(
+            0 < length <= LARGEST_PATCH for length in (*value.shape[2:], *shape[2:])):
+        return []
+    state[name] = resample_patch_embed(value, list(shape[2:]))
+    return [name]
 
 
 def adapt_channels(state: StateDict, model: nn.Module) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from timm.models._features import FeatureGetterNet
 
-from .adapt import adapt_channels
+from .adapt import adapt_channels, adapt_patches
 from .files import WEIGHT_DTYPES, StateDict
 from .layout import BESIDE_MODEL, convert, inner_names, keep_counters
 from .names import own_state, unwrapped, without_wrappers
@@ -70,7 +70,7 @@ def _fit_backbone(
 
     fit.drop([name for name in fit.state if BESIDE_MODEL.match(name) and name not in fit.own])
     fit.new += [name for name in beside if name not in fit.state]
-    adapted = conversion.adapted + adapt_channels(fit.state, model)
+    adapted = conversion.adapted + adapt_patches(fit.state, model) + adapt_channels(fit.state, model)
     head = _head(model)
     _settle_head(fit, head, source, reset_head)
     _drop_absent_parts(fit, model, wrapper)

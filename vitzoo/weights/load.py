@@ -41,7 +41,7 @@ def load_checkpoint(
 
     Names that wrappers add (`torch.compile`, data parallelism, averages of weights) count on neither side: a plain file goes into a wrapped
     model and the reverse. Weights of a first convolution are adapted to the model's number of image channels by timm's rule, positions
-    resampled to its image size. Of a file no more is read than goes into the model.
+    resampled to its image size, and the patches of a ViT of timm to its patch size. Of a file no more is read than goes into the model.
 
     Returns:
         What was loaded, renamed, dropped, left new and adapted.

@@ -8,8 +8,9 @@ class LoadReport:
 
     loaded: entries of the model that came from the file. renamed: published name to ours. dropped: entries of the file that belong to
     another published form and have no place in the model. new: entries of the model that the file does not have and that keep their
-    initial values. adapted: entries of the model whose values were changed for its number of image channels (first convolutions) or its
-    image size (position tables). num_others: how many of the dropped belong to other modules than the model (the neck of a detector).
+    initial values. adapted: entries of the model whose values were changed for its number of image channels (first convolutions), its
+    image size (position tables) or its patch size. num_others: how many of the dropped belong to other modules than the model (the neck
+    of a detector).
     """
     loaded: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)

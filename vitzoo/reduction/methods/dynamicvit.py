@@ -42,7 +42,8 @@ class ScorePredictor(nn.Module):
         else:
             weights = kept[:, :, None].to(shared.dtype)
             mean = (shared * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(EPS)
-        return self.out_conv(torch.cat([own, mean.expand_as(shared)], dim=2)).log_softmax(-1)
+        scores = self.out_conv(torch.cat([own, mean.expand_as(shared)], dim=2))
+        return scores.log_softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))  # halves have few numbers around -0.7
 
 
 def draw(scores: Tensor) -> Tensor:

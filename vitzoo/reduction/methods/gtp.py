@@ -173,6 +173,7 @@ class GTP(Method):
             return 'map'
         if not self.num_dropped(i, MOST + 1):
             return None
+        # a diagonal alone needs the sum of every row, for which the map is computed all the same
         return 'keys' if self.selection.startswith(('CLS', 'Random')) else 'map'
 
     def edit_map(self, i: int, attention: Tensor) -> Tensor:

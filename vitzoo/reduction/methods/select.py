@@ -101,7 +101,7 @@ class Select(Method):
         sum_from: the first block of 'class_sum'; negative ones count from the end. None: 0.
         anchors: 0 to 1; with it, patches that stood out earlier go first: round(kept * anchors / 5) patches with the best scores in block
             `anchor_location`, and their four neighbours each. None: 0.
-        anchor_location: None: three eighths of the depth, as published for 9 of 24 blocks.
+        anchor_location: None: three eighths of the depth, as published for 9 of 24 blocks, but in front of `location`.
         merge_rest: merge what is left out into contextual tokens, which are added to those that are kept: each is one token of the rest,
             spread evenly over it, and the mean of those whose keys are most like its own. None: False.
         num_context: how many, at most as many as are left out. None: 10.
@@ -148,14 +148,14 @@ class Select(Method):
         location, sum_from, anchor = self.blocks(depth)
         if self.score == 'class_sum' and sum_from > location:
             raise ValueError(f'sum_from={self.sum_from}: expected at most block {location}, where tokens are selected.')
-        if self.anchors and anchor >= location:
-            raise ValueError(f'anchor_location={self.anchor_location}: that is block {anchor}, expected one in front of block {location}, '
-                             'where tokens are selected.')
+        if self.anchors and not 0 <= anchor < location:
+            raise ValueError(f'anchor_location={self.anchor_location}: expected a block in front of block {location}, where tokens are '
+                             'selected.')
 
     def blocks(self, depth: int) -> tuple[int, int, int]:
         """Where tokens are selected, the first block of a sum of scores, and where anchors are found; all from 0."""
         location = depth // 2 if self.location is None else self.location % depth
-        anchor = depth * 3 // 8 if self.anchor_location is None else self.anchor_location % depth
+        anchor = min(depth * 3 // 8, location - 1) if self.anchor_location is None else self.anchor_location % depth
         return location, self.sum_from % depth, anchor
 
     def num_kept(self, num_patches: int) -> int:
@@ -205,7 +205,7 @@ class Select(Method):
         rest = order[:, num_kept:].sort(dim=1).values  # as they are on the grid: every so-manieth of them is a target
         order = torch.cat([order[:, :num_kept], rest], dim=1)
         weights = context(take_rows(keys, rest), num_merged)
-        drop = Drop(tokens.patches, order, num_kept, num_merged)
+        drop = Drop(tokens.patches, order, num_kept, num_merged, weights)
         tokens = tokens.take(order)
         kept, left = tokens.x.split([tokens.num_prefix + num_kept, rest.shape[1]], dim=1)
         rope = tokens.rope

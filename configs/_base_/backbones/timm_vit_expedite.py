@@ -1,0 +1,4 @@
+# The same, of whose 16x20 tokens there are 8x10 clusters behind the second block.
+_base_ = './timm_vit.py'
+reduction = dict(method='expedite', location=1, clusters=(8, 10))
+detection = segmentation = dict(reduction=reduction)

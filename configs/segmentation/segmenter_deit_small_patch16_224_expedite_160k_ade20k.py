@@ -1,0 +1,3 @@
+# The same with half the tokens behind the fifth block.
+_base_ = './segmenter_deit_small_patch16_224_160k_ade20k.py'
+model = dict(backbone=dict(reduction=dict(method='expedite', location=4, clusters=0.7)))
