@@ -17,7 +17,8 @@ def summarise(rows: Iterable[dict[str, str]]) -> dict[str, dict]:
     groups = {}
     for row in rows:
         groups.setdefault(row['setting'], []).append(row)
-    order = sorted(groups, key=lambda name: (name != PLAIN))  # otherwise as they came
+    methods = [PLAIN, *METHODS]
+    order = sorted(groups, key=lambda name: methods.index(groups[name][0]['method']))  # settings as they came
     return {name: {'method': groups[name][0]['method'], 'macs': int(groups[name][0]['macs']), 'tokens': int(groups[name][0]['tokens']),
                    'seeds': len(groups[name]), **{kind: _spread([float(row[kind]) for row in groups[name]]) for kind in KINDS}}
             for name in order}
@@ -59,10 +60,9 @@ def report(rows: list[dict[str, str]], page: str | Path, picture: str | Path) ->
     before, after = text[:text.index(START)], text[text.index(END):]
     with replacing(page) as temporary:
         temporary.write_text(f'{before}{START}\n\n{table(summary)}\n\n{after}', encoding='utf-8')
-    level = summary[PLAIN]['accuracy'][0] if PLAIN in summary else None
     panels = {}
     for column, kind in KINDS.items():
         points = [Point(s['method'], s['macs'] / 1e6, *s[column]) for s in summary.values()
                   if column != 'accuracy' or not learns(s['method'])]
-        panels[f'{kind}: top-1 %, test part', 'MACs, M'] = points, level
+        panels[f'{kind}: top-1 %, test part', 'MACs, M'] = points, summary[PLAIN][column][0] if PLAIN in summary else None
     draw_pareto(panels, picture)

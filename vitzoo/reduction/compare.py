@@ -16,7 +16,6 @@ from ..layers import check_image, precision_of
 from ..profiling import count_macs, on_meta, take_turns
 from .apply import Reduced, find_transformer, reduce_tokens, restore_tokens
 from .method import Method
-from .restore import Drop
 from .settings import Setting, default_settings
 
 CLOCKS = {'eager': 'PyTorch', 'onnx': 'ONNX Runtime'}
@@ -191,23 +190,9 @@ def _choice(model: nn.Module, images: Tensor) -> Tensor | None:
 
 
 def patch_labels(model: nn.Module, images: Tensor) -> Tensor | None:
-    """For each patch the token behind the last block that stands for it, (B, N0); -1 where it was dropped. None if nothing was reduced.
-
-    What merges is asked by way of its `restore`: the token that a patch's features come from, for the most part.
-    """
+    """For each patch the token behind the last block that it is part of, (B, N0); -1 for none. None if there are as many as at first."""
     tokens = model.forward_tokens(images)
-    N0 = tokens.grid[0] * tokens.grid[1]
-    if not tokens.history or tokens.num_patches == N0:
-        return None
-    if all(isinstance(step, Drop) for step in tokens.history):
-        places = torch.arange(N0, device=images.device).expand(len(images), -1)
-        for drop in tokens.history:  # N0 is a place for what a step appends
-            places = F.pad(places.gather(1, drop.order[:, :drop.num_kept]), (0, drop.num_new), value=N0)
-        labels = torch.full((len(images), N0 + 1), -1, device=images.device)
-        return labels.scatter(1, places, torch.arange(places.shape[1], device=images.device).expand_as(places))[:, :N0]
-    each = torch.eye(tokens.num_patches, device=images.device, dtype=tokens.x.dtype).expand(len(images), -1, -1)
-    weights, grid = model.reduction.restore(each, tokens)
-    return weights.argmax(-1) if grid == tokens.grid else None
+    return None if tokens.num_patches == tokens.grid[0] * tokens.grid[1] else model.reduction.labels(tokens)
 
 
 def overlap(labels: Tensor | None, others: Tensor | None) -> float | None:
