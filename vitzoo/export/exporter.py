@@ -58,7 +58,8 @@ def export_onnx(
     difference below 2e-3, which is reported.
 
     The file's metadata (`metadata_props`, each value as JSON) has: model, task ('classification' or 'features'), input_size (C, H, W),
-    mean, std, interpolation, crop_pct, num_classes, class_names, versions, weights, license, source; and reduction, where tokens are reduced.
+    mean, std, interpolation, crop_pct, num_classes, class_names, versions, weights, license, source; and reduction, how tokens are reduced,
+    if they are.
 
     Args:
         model: any module that maps an image batch to a tensor or a list of tensors; from timm, vitzoo or elsewhere.
