@@ -134,6 +134,9 @@ def reduce_tokens(model: nn.Module, method: str | Method, **options) -> nn.Modul
         method: 'evit', 'tome', ... (`vitzoo.reduction.METHODS`), or a `Method` of your own.
         options: of the method; see its class. Called again, the same method with other options keeps what was learned.
 
+    In blocks that the method looks into, and once tokens have sizes, layers are called one by one: hooks on such a block as a whole, or on
+    its `attn`, are not. Hooks on layers are, and so are adapters.
+
     Returns:
         The model. Its maps (`forward_intermediates`, `features_only`, `DenseBackbone`) still have the full grid.
 
