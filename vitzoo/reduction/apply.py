@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, wraps
 
-import timm
 import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
@@ -236,8 +235,3 @@ def _check_model(vit: nn.Module, method: Method) -> None:
         raise ValueError(f'{type(method).__name__} goes by the attention of the class token, and this {type(vit).__name__} has none; '
                          "choose 'tome', 'gtp', 'expedite', or 'select' with score='column' or 'similarity'.")
     method.check(vit)
-
-
-def create_reduced(model_name: str, reduction: dict, **kwargs) -> nn.Module:
-    """`timm.create_model` and `reduce_tokens(method=..., **options)` in one."""
-    return reduce_tokens(timm.create_model(model_name, **kwargs), **reduction)
