@@ -168,6 +168,7 @@ def test_times_in_turns_with_the_plain_model(model, images):
     assert 0 < low <= middle <= high and row.latency_ms['eager'] > 0
 
 
+@pytest.mark.slow
 def test_times_of_exported_models(model, images, tmp_path):
     pytest.importorskip('onnxruntime')
     rows = compare(model, images, [Setting('evit', {'locations': (1,)})], rounds=1)
@@ -176,6 +177,7 @@ def test_times_of_exported_models(model, images, tmp_path):
     assert is_ours(draw(rows, tmp_path / 'x.png'))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_compared_all_the_same(model, images, monkeypatch):
     pytest.importorskip('onnxruntime')
     from vitzoo.reduction import apply

@@ -393,7 +393,7 @@ def test_autocast_trains(kind, method):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-compiled_pairs = pairs(lambda kind, method: kind == 'class_token' or (kind, method) == ('dinov3', 'tome'))
+compiled_pairs = pairs(lambda kind, method: (kind, method) in (('class_token', 'tome'), ('class_token', 'evit'), ('dinov3', 'evit')))
 
 
 @compiled_pairs
