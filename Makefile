@@ -7,7 +7,7 @@ DOCS := .venv-docs
 # two processes of one thread each (tests/conftest.py); what one of them has left to do, the other takes over
 PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
-.PHONY: demo test test-all test-timm test-mmcv bench-dense docs lint clean help
+.PHONY: demo test test-all test-timm test-mmcv bench-dense bench-reduction docs lint clean help
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (5 to 7 minutes on two cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
 	@echo "make docs      the pages as a site in runs/docs"
 	@echo "make bench-dense  micro backbones at equal budget on digit scenes; MODELS= TASKS= SEEDS= JOBS= choose (hours for all)"
+	@echo "make bench-reduction  accuracy against multiply-adds of reduced tokens on digit crops; METHODS= SEEDS= choose"
 
 $(STAMP): setup.py requirements/pinned.txt tools/setup.sh
 	PYTHON="$(PYTHON)" tools/setup.sh $(VENV)
@@ -41,6 +42,9 @@ test-mmcv: $(STAMP)
 bench-dense: $(STAMP)
 	$(BIN)/python -m benchmarks.dense $(if $(MODELS),--models $(MODELS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(JOBS),--jobs $(JOBS))
+
+bench-reduction: $(STAMP)
+	$(BIN)/python -m benchmarks.reduction $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 docs: $(DOCS)/.ready
 	$(DOCS)/bin/mkdocs build --strict --site-dir runs/docs

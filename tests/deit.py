@@ -4,13 +4,11 @@ import torch
 from golden import error, load_case, make_input, make_state_dict
 
 import vitzoo
-from vitzoo.reduction.runner import embed, run_block
 
 
 def build(facts: dict, **kwargs) -> torch.nn.Module:
     size = facts['kwargs'].get('size') or facts['model'].split('_')[1]
-    model = timm.create_model(f'deit_{size}_patch16_224', **kwargs).eval()
-    return model
+    return timm.create_model(f'deit_{size}_patch16_224', **kwargs).eval()
 
 
 def reduced(path: str, method: str, **options) -> tuple[torch.nn.Module, torch.Tensor, dict]:
@@ -23,10 +21,7 @@ def reduced(path: str, method: str, **options) -> tuple[torch.nn.Module, torch.T
 
 def last_tokens(model: torch.nn.Module, image: torch.Tensor):
     """What comes out of the last block."""
-    tokens = model.reduction.start(model, embed(model, image))
-    for i in range(len(model.blocks)):
-        tokens = run_block(model, model.reduction, i, tokens)
-    return tokens
+    return model.forward_tokens(image)
 
 
 def check_logits(model: torch.nn.Module, image: torch.Tensor, published: dict, limit: float = 1e-5) -> None:

@@ -53,6 +53,10 @@ def test_dense_backbone():
     assert sweep(vitzoo.DenseBackbone, model_name='svit_micro') == {}
 
 
+def test_token_map():
+    assert sweep(vitzoo.token_map, model=timm.create_model('svit_micro'), image=torch.zeros(3, 8, 8)) == {}
+
+
 def test_profile():
     assert sweep(vitzoo.profile, model=nn.Conv2d(3, 4, 3), input_size=8, batch=1) == {}
 
@@ -102,7 +106,7 @@ def test_reduce_tokens():
 
 
 # what fits a model of two blocks; an option that is not here fits it by default
-FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, clusters=(2, 2), keep=3)
+FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, clusters=(2, 2), keep=3, reduce_n_factor=2)
 OPTIONS = [(method, field.name) for method, kind in METHODS.items() for field in dataclasses.fields(kind)]
 
 

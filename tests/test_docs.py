@@ -1,8 +1,10 @@
 """The code in the README and the docs runs. Blocks marked `py` instead of `python` are parts of something, and say so above."""
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -19,6 +21,16 @@ def test_code_runs(page, tmp_path, monkeypatch):
             if word in block:
                 pytest.importorskip(module)
         exec(compile(block, page.name, 'exec'), names)
+
+
+def test_figures_are_drawn(tmp_path):
+    """The path from a model to a page's picture, by the one figure that needs no training."""
+    pytest.importorskip('sklearn')
+    figures = runpy.run_path(str(ROOT / 'docs' / 'figures' / 'token_maps.py'))
+    assert {(ROOT / 'docs' / f'{family}.png').exists() for family in figures['FIGURES']} == {True}
+    figures['draw'](figures['FIGURES']['davit'], tmp_path / 'x.png')
+    with Image.open(tmp_path / 'x.png') as drawn, Image.open(ROOT / 'docs' / 'davit.png') as shown:
+        assert drawn.size == shown.size
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

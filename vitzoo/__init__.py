@@ -19,6 +19,7 @@ _PUBLIC = {
     'profile': 'vitzoo.profiling',
     'reduce_tokens': 'vitzoo.reduction',
     'restore_tokens': 'vitzoo.reduction',
+    'token_map': 'vitzoo.token_maps',
 }
 __all__ = ['__version__', *_PUBLIC]
 

@@ -10,7 +10,7 @@ from vitzoo_runtime import terminal
 
 from .output import Output
 
-COMMANDS = ('list', 'info', 'demo', 'export', 'convert', 'predict')
+COMMANDS = ('list', 'info', 'demo', 'export', 'convert', 'predict', 'show', 'compare-reduction')
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='store_true', help='print the version and exit')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND')
     for name in COMMANDS:
-        module = importlib.import_module(f'{__package__}.{name}')
+        module = importlib.import_module('.' + name.replace('-', '_'), __package__)
         first, _, rest = module.__doc__.partition('\n')
         command = commands.add_parser(name, parents=[common], help=first, description=f'{first}\n{rest}'.rstrip(),
                                       formatter_class=argparse.RawDescriptionHelpFormatter)

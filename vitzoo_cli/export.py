@@ -16,7 +16,7 @@ from .output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .models import count, size
+    from .models import add_reduce, count, size
     parser.add_argument('model', nargs='?', metavar='MODEL', help='registered name, ours or timm\'s')
     parser.add_argument('--config', metavar='FILE', help='a config for tools/train.py, instead of MODEL; needs --checkpoint and --size')
     parser.add_argument('--out', required=True, metavar='FILE', help='the ONNX file to write')
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--num-classes', type=count, metavar='N', help="if not the model's own number")
     parser.add_argument('--classes', metavar='FILE', help="text file with the names of the classes, one a line, first to last (default: "
                         "ImageNet's, if the weights are those of a model for as many classes)")
+    add_reduce(parser)
     parser.add_argument('--force', action='store_true', help='replace a file that is no earlier export')
 
 
@@ -52,13 +53,16 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if args.checkpoint:
         models.allow_runner_checkpoints(args.checkpoint)
     if args.features:
-        model = DenseBackbone(args.model, pretrained=args.pretrained, checkpoint_path=args.checkpoint)
+        model = DenseBackbone(args.model, pretrained=args.pretrained, checkpoint_path=args.checkpoint,
+                              reduction=models.reduction(args.reduce))
         config = model.model.pretrained_cfg
     else:
         # a number of classes other than that of published weights would put a random classifier in place of theirs
         num_classes = None if args.pretrained else args.num_classes or (names and len(names))
         model = timm.create_model(args.model, pretrained=args.pretrained, **({} if num_classes is None else {'num_classes': num_classes}))
         config = model.pretrained_cfg
+        if args.reduce:
+            models.reduce(model, args.reduce)
         for what, number in ('--classes', names and len(names)), ('--num-classes', args.num_classes):
             if number is not None and number != model.num_classes:
                 raise ValueError(f'{what} says {number} classes, the model has {model.num_classes}')
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
 def _export_config(args: argparse.Namespace, output: Output) -> int:
     if not args.checkpoint or not args.size:
         raise ValueError('--config needs --checkpoint FILE and --size HxW, that of the images as the model is to see them')
-    if args.pretrained or args.features or args.classes or args.num_classes is not None or args.dynamic_size:
+    if args.pretrained or args.reduce or args.features or args.classes or args.num_classes is not None or args.dynamic_size:
         raise ValueError('--config goes with --checkpoint, --size, --opset and --static-batch alone')
     from vitzoo import export_onnx
 

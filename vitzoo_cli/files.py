@@ -16,7 +16,7 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def find_images(paths: Sequence[str], out: str | Path) -> dict[Path, Path]:
+def find_images(paths: Sequence[str], out: str | Path | None = None) -> dict[Path, Path]:
     """All images among `paths` and below the folders there, each with a file name (below `out`, unique) for its picture.
 
     What lies below `out` is no input: it is what an earlier run left. Nor is what is hidden: names that begin with a dot are those of files
@@ -24,7 +24,7 @@ def find_images(paths: Sequence[str], out: str | Path) -> dict[Path, Path]:
 
     Raises ValueError where a path does not exist, or if there is no image at all.
     """
-    out, found = Path(out).resolve(), {}
+    out, found = None if out is None else Path(out).resolve(), {}
     for start in map(Path, paths):
         if not os.path.exists(start):
             raise ValueError(f'{start}: no such file or folder.')
@@ -36,7 +36,8 @@ def find_images(paths: Sequence[str], out: str | Path) -> dict[Path, Path]:
             if path.suffix.lower() in SUFFIXES and path.is_file() and out not in path.resolve().parents and not _is_hidden(name):
                 found.setdefault(path, name)
     if not found:
-        raise ValueError(f'{", ".join(map(str, paths))}: no image found outside {out}. Expected files that end in {", ".join(SUFFIXES)}.')
+        outside = '' if out is None else f' outside {out}'
+        raise ValueError(f'{", ".join(map(str, paths))}: no image found{outside}. Expected files that end in {", ".join(SUFFIXES)}.')
     pictures, taken = {}, set()
     for path, name in found.items():
         name, number = name.with_suffix('.png'), 2

@@ -69,6 +69,26 @@ def count(text: str) -> int:
     return int(text)
 
 
+def add_reduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--reduce', metavar='METHOD[:OPTION=VALUE,...]',
+                        help='reduce the tokens of a vision transformer by this method, such as tome, tome:r=8 or "evit:locations=(3,6)"')
+
+
+def reduction(text: str | None) -> dict | None:
+    """What was written behind --reduce as `method` and its options. Raises ValueError where it is not written so."""
+    from vitzoo.reduction import parse_setting
+    if text is None:
+        return None
+    setting = parse_setting(text)
+    return {'method': setting.method, **setting.options}
+
+
+def reduce(model, text: str):
+    """Reduce the model's tokens so. Raises ValueError where that does not fit."""
+    from vitzoo import reduce_tokens
+    return reduce_tokens(model, **reduction(text))
+
+
 def allow_runner_checkpoints(path: str) -> None:
     """Checkpoints of mmengine's Runner hold its logs beside the weights; the bridge knows how to read those safely."""
     if not str(path).endswith('.safetensors') and importlib.util.find_spec('mmengine'):

@@ -25,6 +25,20 @@ def palette(num: int) -> list[tuple[int, int, int]]:
     return [*_FIRST, *(tuple(round(255 * v) for v in colour) for colour in more)][:num]
 
 
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1 (...) -> RGB (..., 3) from dark to bright."""
+    position = values * (len(HEAT) - 1)
+    low = np.minimum(position.astype(int), len(HEAT) - 2)
+    return HEAT[low] + (HEAT[low + 1] - HEAT[low]) * (position - low)[..., None]
+
+
+def enlarged(image: Image.Image | np.ndarray, size: int) -> tuple[Image.Image, int]:
+    """A picture enlarged by a whole factor until its longer side is at least `size`, and the factor."""
+    image = _picture(image)
+    factor = _factor(image.size, size)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC), factor
+
+
 def draw_detections(
         image: Image.Image | np.ndarray,
         boxes: np.ndarray,
@@ -59,8 +73,7 @@ def draw_detections(
             raise ValueError(f'{len(boxes)} boxes, but {len(values)} {name}: expected one for each box')
     if masks is not None and len(masks) and np.shape(masks)[1:] != image.size[::-1]:
         raise ValueError(f'masks of {np.shape(masks)[1:]} for an image of {image.size[::-1]}: expected the same height and width')
-    factor = _factor(image.size, size)
-    canvas = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    canvas, factor = enlarged(image, size)
     colours = palette(int(max(labels, default=0)) + 1)
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind='stable')
 
@@ -109,8 +122,7 @@ def draw_segmentation(
     image, labels = _picture(image), np.asarray(labels)
     if labels.shape != image.size[::-1]:
         raise ValueError(f'a map of {labels.shape} for an image of {image.size[::-1]}: expected the same height and width')
-    factor = _factor(image.size, size)
-    canvas = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    canvas, factor = enlarged(image, size)
     present, counts = np.unique(labels[labels != ignore_index], return_counts=True)
     colours = palette(int(max(present, default=0)) + 1)
     line = max(2, round(max(canvas.size) / 320))
@@ -148,9 +160,7 @@ def draw_features(crop: Image.Image, maps: dict[str, np.ndarray]) -> Image.Image
     for name, values in maps.items():
         lengths = np.linalg.norm(np.asarray(values, np.float64), axis=0)
         span = float(np.ptp(lengths)) or 1.
-        position = (lengths - lengths.min()) / span * (len(HEAT) - 1)
-        low = np.minimum(position.astype(int), len(HEAT) - 2)
-        colours = HEAT[low] + (HEAT[low + 1] - HEAT[low]) * (position - low)[..., None]
+        colours = heat_colours((lengths - lengths.min()) / span)
         panel = Image.fromarray(colours.round().astype(np.uint8)).resize(crop.size, Image.Resampling.NEAREST)
         panels.append((f'{printable(name, 30)}  {"x".join(map(str, values.shape))}', panel))
     sheet = Image.new('RGB', ((crop.width + gap) * len(panels) + gap, crop.height + header + gap), INK)
@@ -183,7 +193,7 @@ def contact_sheet(images: Sequence[Image.Image | np.ndarray], columns: int = 4, 
     for i, image in enumerate(images):
         left, top = gap + i % columns * (width + gap), gap + i // columns * (height + header + gap)
         if titles:
-            draw.text((left + width / 2, top + header / 2), titles[i], INK, font, anchor='mm')
+            draw.text((left + width / 2, top + header / 2), _shorten(titles[i], width, font), INK, font, anchor='mm')
         sheet.paste(image, (left + (width - image.width) // 2, top + header + (height - image.height) // 2))
     return sheet
 

@@ -11,6 +11,7 @@ import pytest
 import timm
 
 from vitzoo_cli import main
+from vitzoo_cli.app import COMMANDS
 from vitzoo_cli.output import Output
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +41,10 @@ def test_version(capsys):
 def test_without_a_command_it_says_which_there_are(capsys):
     assert main([]) == 2
     err = capsys.readouterr().err
-    assert all(name in err for name in ('list', 'info', 'demo', 'export', 'convert', 'predict'))
+    assert all(name in err for name in COMMANDS)
 
 
-@pytest.mark.parametrize('command', ['list', 'info', 'demo', 'export', 'convert', 'predict'])
+@pytest.mark.parametrize('command', COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, '--help'])
@@ -52,7 +53,8 @@ def test_help(command, capsys):
     assert '--json' in out and '%(default)' not in out
 
 
-@pytest.mark.parametrize('arguments', [['nonsense'], ['info'], ['info', 'svit_micro', '--size', '0x3'], ['predict', 'x.png']])
+@pytest.mark.parametrize('arguments', [['nonsense'], ['info'], ['info', 'svit_micro', '--size', '0x3'], ['predict', 'x.png'],
+                                       ['show', 'svit_micro'], ['show', 'svit_micro', 'x.png', '--option', 'r']])
 def test_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)

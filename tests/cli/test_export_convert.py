@@ -141,7 +141,19 @@ def test_export_features_of_a_timm_model(tmp_path, capsys):
     assert 'feat0, feat1, feat2, feat3' in captured.out and 'random' in captured.err
 
 
+def test_export_with_reduced_tokens(tmp_path, capsys):
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    out = str(tmp_path / 'r.onnx')
+    assert main(['export', 'test_vit', '--reduce', 'tome:r=20', '--static-batch', '--opset', '17', '--out', out, '--json']) == 0
+    metadata = json.loads(capsys.readouterr().out)['metadata']
+    assert metadata['reduction'] == 'tome r=20' and metadata['model'] == 'test_vit'
+    assert main(['export', 'test_vit', '--reduce', 'tome:r=-1', '--out', out]) == 2
+    assert 'r=-1' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('more, message', [
+    (['--reduce', 'tome'], 'SViT: expected timm'),
     (['--features', '--classes', 'names.txt'], 'no classes'),
     (['--classes', 'missing.txt'], 'cannot be read'),
     (['--classes', 'names.txt', '--num-classes', '7'], '--classes says 2 classes'),

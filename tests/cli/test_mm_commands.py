@@ -183,7 +183,8 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('name, what', [
-    ('detection/retinanet_svit_micro_digits', 'objects'), ('segmentation/fpn_svit_micro_digits', 'classes'),
+    ('detection/retinanet_svit_micro_digits', 'objects'),
+    pytest.param('segmentation/fpn_svit_micro_digits', 'classes', marks=pytest.mark.slow),
     pytest.param('detection/mask-rcnn_svit_micro_digits', 'objects', marks=pytest.mark.slow)])
 def test_a_config_exported_finds_the_same_without_torch(name, what, tmp_path, scene, capsys):
     pytest.importorskip('onnxruntime')

@@ -178,6 +178,6 @@ NODES = {
 }
 
 
-@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'svit_micro', zoo.MICRO))
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'stvit_deit_micro', zoo.MICRO))
 def test_number_of_nodes(name, exported):
     assert len(onnx.load(exported(name, 20, (224, 224))).graph.node) <= NODES[name]

@@ -89,7 +89,7 @@ from mmengine.registry import MODELS
 }
 
 
-@pytest.mark.parametrize('scope', [s if s in ('mmdet', 'custom_imports') else pytest.param(s, marks=pytest.mark.slow) for s in FRESH])
+@pytest.mark.parametrize('scope', [s if s == 'custom_imports' else pytest.param(s, marks=pytest.mark.slow) for s in FRESH])
 def test_builds_in_a_fresh_process(scope, tmp_path):
     """Without custom_imports mmdet and mmseg need mmcv's operators before they know of us: the start-up file of vitzoo.mm.enable."""
     if scope not in ('mmengine', 'default scope', 'custom_imports'):

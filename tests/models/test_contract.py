@@ -601,7 +601,7 @@ def test_folded_features(name):
         assert_same(reparameterize_model(features)(x), features(x))
 
 
-@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in ('svit_micro', 'stvit_deit_micro'), zoo.MICRO))
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'stvit_deit_micro', zoo.MICRO))
 @pytest.mark.parametrize('train', [pytest.param(False, marks=pytest.mark.slow), True], ids=['eval', 'train'])
 def test_compiles_without_graph_breaks(name, train):
     model = build(name).train(train)
@@ -628,7 +628,7 @@ def test_compiles_with_inductor(name):
         assert_same(torch.compile(copy.deepcopy(model), fullgraph=True)(x), model(x))
 
 
-@micro_model
+@pytest.mark.parametrize('name', zoo.first_quick(zoo.MICRO))
 @pytest.mark.parametrize('strict, size', [
     (False, (72, 136)), pytest.param(True, (72, 168), marks=pytest.mark.slow)], ids=['non_strict', 'strict'])
 def test_exports_then_runs_eagerly(name, strict, size):

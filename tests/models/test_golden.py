@@ -11,7 +11,8 @@ import zoo
 import vitzoo
 from vitzoo.dense import DenseBackbone
 
-CASES = zoo.slow_if(zoo.is_large, sorted(str(path.relative_to(golden.DATA)) for path in golden.DATA.glob('*/*.npz')))
+CASES = zoo.slow_if(zoo.is_large, sorted(
+    str(path.relative_to(golden.DATA)) for family in zoo.FAMILIES for path in golden.DATA.glob(f'{family}/*.npz')))
 SMALL = 'svit/svit_small-balanced.npz'
 OPTIONS = ('n_win', 'use_global', 'shortcut')  # published arguments that change the function, called the same here
 

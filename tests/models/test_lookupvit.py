@@ -364,6 +364,7 @@ def test_head_needs_the_number_of_tokens_where_it_is_drawn():
     model.forward_head(model.forward_features(image(64, 64)))
 
 
+@pytest.mark.slow
 def test_compiled_model_trains_at_drawn_sizes():
     model = build(train_sizes=(3, 7), num_classes=4, depth=1).train()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')

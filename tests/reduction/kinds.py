@@ -78,7 +78,7 @@ _FITTING = dict(locations=(0, 1), token_locations=(0, 1), location=0, r=5, num_p
 # What makes a method do nothing, of those where there is such a setting.
 OFF = {
     'evit': dict(keep_rate=1.), 'tome': dict(r=0), 'gtp': dict(num_prop=0), 'dynamicvit': dict(keep_rate=1.),
-    'expedite': dict(clusters=100),
+    'expedite': dict(clusters=100), 'sparsifiner': dict(attn_keep=1.),
 }
 
 ONE_SIZE = ('sparsifiner',)  # its tables are made for one number of tokens

@@ -38,7 +38,7 @@ def test_ratios_are_of_the_first_count():
     assert vitzoo.reduce_tokens(small(), 'dynamicvit', keep_rate=0.01, locations=(0, 1)).reduction.schedule(16, 3) == (1, 1, 1)
 
 
-@pytest.mark.parametrize('opset', [17, 20])
+@pytest.mark.parametrize('opset', [17, pytest.param(20, marks=pytest.mark.slow)])
 def test_export(opset, tmp_path):
     pytest.importorskip('onnxruntime')
     report = vitzoo.export_onnx(reduced(), tmp_path / 'model.onnx', 32, opset=opset)

@@ -293,7 +293,8 @@ def test_rotary_positions(position):
     assert torch.equal(vitzoo.restore_tokens(model)(x), plain)
 
 
-@pytest.mark.parametrize('options', [dict(propagation='Mean'), dict(selection='CosSimMean', sparsity=0.7)])
+@pytest.mark.parametrize('options', [
+    dict(propagation='Mean'), pytest.param(dict(selection='CosSimMean', sparsity=0.7), marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_traced(options):
     """No graph break, and no shape or choice that depends on the image."""

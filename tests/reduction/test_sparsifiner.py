@@ -133,7 +133,8 @@ def test_a_query_without_keys_gets_nothing():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize(('options', 'opset'), [({'attn_threshold': 1e6}, 20), ({'token_keep': 0.7, 'token_locations': (0, 1)}, 17)])
+@pytest.mark.parametrize(('options', 'opset'), [
+    pytest.param({'attn_threshold': 1e6}, 20, marks=pytest.mark.slow), ({'token_keep': 0.7, 'token_locations': (0, 1)}, 17)])
 def test_export(options, opset, tmp_path):
     pytest.importorskip('onnxruntime')
     report = vitzoo.export_onnx(reduced(**options), tmp_path / 'model.onnx', 32, opset=opset)

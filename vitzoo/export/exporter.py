@@ -19,6 +19,7 @@ from ..arguments import check_range, check_types, show
 from ..extras import require
 from ..facts import image_shape, model_name
 from ..profiling.latency import take_turns
+from ..reduction import Reduced, setting_of
 from . import verify
 from .deploy import deploy_form, inference_copy
 from .report import ExportReport
@@ -57,7 +58,8 @@ def export_onnx(
     difference below 2e-3, which is reported.
 
     The file's metadata (`metadata_props`, each value as JSON) has: model, task ('classification' or 'features'), input_size (C, H, W),
-    mean, std, interpolation, crop_pct, num_classes, class_names, versions, weights, license, source.
+    mean, std, interpolation, crop_pct, num_classes, class_names, versions, weights, license, source; and reduction, how tokens are reduced,
+    if they are.
 
     Args:
         model: any module that maps an image batch to a tensor or a list of tensors; from timm, vitzoo or elsewhere.
@@ -253,7 +255,13 @@ def _metadata(model: nn.Module, size: tuple[int, int, int], names: tuple[str, ..
         versions=dict(vitzoo=__version__, torch=str(torch.__version__), timm=timm.__version__, onnx=onnx.__version__),
         weights=weights, license=license or published.get('license'),
         source=source or published.get('origin_url') or published.get('hf_hub_id') or published.get('url') or None,
-    ), **{key: value for key, value in own.items() if key != 'class_names'}}
+    ), **_reduction(model), **{key: value for key, value in own.items() if key != 'class_names'}}
+
+
+def _reduction(model: nn.Module) -> dict[str, str]:
+    """How its tokens are reduced, where they are."""
+    method = next((m.reduction for m in model.modules() if isinstance(m, Reduced)), None)
+    return {} if method is None else {'reduction': setting_of(method)}
 
 
 def _kind_of_weights(model: nn.Module) -> str | None:

@@ -26,6 +26,9 @@ from .nhwc import residual_conv as residual_conv
 from .plain import is_plain as is_plain
 from .plain import require_bare as require_bare
 from .plain import require_plain as require_plain
+from .recording import cells as cells
+from .recording import record as record
+from .recording import recording as recording
 from .resample import resize_table as resize_table
 from .resample import resize_tokens as resize_tokens
 from .tables import per_size as per_size

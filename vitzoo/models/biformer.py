@@ -29,6 +29,8 @@ from ..layers import (
     fold_identity,
     on_nchw,
     per_size,
+    record,
+    recording,
     require_plain,
     residual_conv,
 )
@@ -167,6 +169,13 @@ class Router(nn.Module):
         return torch.bmm(q, k.transpose(1, 2)).topk(self.topk, sorted=False).indices
 
 
+def record_routing(module: nn.Module, chosen: torch.Tensor, rows: int, cols: int, h: int, w: int, H: int, W: int) -> None:
+    """Record how many regions attend to each position of an H x W map; chosen (B, M, k)."""
+    M = rows * cols
+    region = region_of_pixel(rows, cols, h, w, like=chosen).view(rows * h, cols * w)[:H, :W]
+    record(module, 'regions', F.one_hot(chosen.flatten(1), M).sum(1)[:, region], M, kind='counts')
+
+
 def make_lepe(dim: int, device=None, dtype=None) -> nn.Conv2d:
     """Local position encoding: a depthwise 5x5 convolution."""
     return nn.Conv2d(dim, dim, kernel_size=5, padding=2, groups=dim, device=device, dtype=dtype)
@@ -230,6 +239,8 @@ class RoutingAttention(DeployableAttention):
             chosen = self.router(*(m.detach().mean(1).view(B, rows * cols, C) for m in (q, k)))
             y = attend_gathered(q, k, v, chosen, self.num_heads, self.sdp_attn)
             y = add_attention(on_nchw(self.lepe, to_map(v, rows, cols, h)), y, rows, cols, self.fused)
+        if recording():
+            record_routing(self, chosen, rows, cols, h, w, H, W)
         return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 
@@ -272,6 +283,8 @@ class NchwRoutingAttention(DeployableAttention):
         else:
             y = attend_gathered(*(to_regions(m, rows, cols) for m in (q, k, v)), chosen, self.num_heads, self.sdp_attn)
             y = add_attention(on_nchw(self.lepe, v.contiguous()), y, rows, cols, self.fused)
+        if recording():
+            record_routing(self, chosen, rows, cols, h, w, H, W)
         return self.output_linear(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 

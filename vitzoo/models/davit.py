@@ -21,6 +21,7 @@ from ..arguments import check_types
 from ..layers import (
     Gelu,
     SoftmaxAttention,
+    cells,
     channels_last,
     check_pair,
     check_ratios,
@@ -29,6 +30,8 @@ from ..layers import (
     is_plain,
     join_heads,
     on_nchw,
+    record,
+    recording,
     residual_conv,
 )
 from ..weights.layout import Layout
@@ -214,6 +217,9 @@ class SpatialBlock(Block):
         self.window = window
 
     def add_attention(self, x: torch.Tensor) -> torch.Tensor:
+        if recording():
+            (H, W), (h, w) = x.shape[1:3], self.window
+            record(self, 'windows', cells(H, W, h, w), -(-H // h) * -(-W // w))
         y = self.drop_path(self.attn(to_windows(self.norm1(x), self.window)))
         return add_windows(x, y, self.window, self.fused)
 

@@ -46,6 +46,8 @@ from ..layers import (
     check_token_pool,
     is_plain,
     precision_of,
+    record,
+    recording,
     require_bare,
     require_plain,
     resize_table,
@@ -275,6 +277,8 @@ class Block(nn.Module):
 
     def forward(self, compressed: torch.Tensor, lookup: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gathered, attention = self.gather(compressed, lookup)
+        if recording():  # who looks at each position most
+            record(self, 'compressed tokens', attention.mean(1).argmax(1), attention.shape[2])
         compressed = self.refine(compressed + self.drop_path(gathered))
         if self.writes:
             lookup = lookup + self.drop_path(self.infuse(compressed, attention))

@@ -12,6 +12,7 @@ a window with a halo of zero tokens at the borders, partly hidden by a mask. `ST
 Shapes: B batch, H W map, N = H * W image tokens, M = 9 * windows semantic tokens, T keys, C channels. Image tokens of a stage lie in
 the order of the map, or, where whole windows cover it, window by window; semantic tokens always window by window.
 """
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from ..arguments import as_type, check_types
 from ..layers import (
     Gelu,
     SoftmaxAttention,
+    cells,
     channels_last,
     check_choice,
     check_ratios,
@@ -40,6 +42,8 @@ from ..layers import (
     is_plain,
     join_heads,
     per_size,
+    record,
+    recording,
 )
 from ..weights.layout import Layout
 from ._builder import build_model
@@ -258,10 +262,7 @@ def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Cal
     rows, cols = num_windows(H, W)
     num_keys = operator.index(kv.shape[1])
     if num_keys <= near.side ** 2 * (1 + GATHER_COST / near.queries):
-        weights = key_weights(H, W, near, pad_mask, num_keys, like=q)
-        if weights.shape[0] > 1:
-            weights = weights.index_select(0, query_windows(H, W, near.queries, like=q))
-        return attend(q, kv, num_heads, sdp_attn, mask=weights[None, None])
+        return attend(q, kv, num_heads, sdp_attn, mask=query_weights(H, W, near, pad_mask, num_keys, q)[None, None])
     mask = gathered_mask(H, W, near, pad_mask, like=q).repeat(q.shape[0], 1, 1, 1)
     kv = kv.index_select(1, gathered_keys(H, W, near, pad_mask, like=q))
     if q.shape[1] == rows * cols * near.queries:
@@ -269,6 +270,12 @@ def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Cal
     tokens = window_tokens(H, W, 0, like=q).clamp(max=H * W - 1)  # whatever padding attends to is cropped
     q = q.index_select(1, tokens)
     return attend(q, kv, num_heads, sdp_attn, rows * cols, mask).index_select(1, token_places(H, W, 0, like=q))
+
+
+def query_weights(H: int, W: int, near: KeyWindow, pad_mask: str | None, num_keys: int, like: torch.Tensor) -> torch.Tensor:
+    """`key_weights` of each query, (Q, T), or (1, T) if all see the same."""
+    weights = key_weights(H, W, near, pad_mask, num_keys, like=like)
+    return weights.index_select(0, query_windows(H, W, near.queries, like=like)) if weights.shape[0] > 1 else weights
 
 
 def pool_windows(x: torch.Tensor, windows: int) -> torch.Tensor:
@@ -363,6 +370,9 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor, H: int, W: int, shift: int) -> torch.Tensor:
+        if recording():  # what wrapping brings into one window is masked: these are windows of their own
+            labels = cells(H, W, WINDOW, WINDOW, shift)
+            record(self, 'windows', labels, int(labels.max()) + 1)
         x = x + self.drop_path(self.attn(self.norm1(x), H, W, shift))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -387,6 +397,12 @@ class SemanticBlock(nn.Module):
         y = self.attn(normed, normed if context is None else self.norm1(context), attend)
         x = self._add(x, y, self.ls1) if residual else self.ls1(y)
         return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+
+    def attention_map(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | float = 0.) -> torch.Tensor:
+        """What the forward attends to, (B, Q, T), mean over the heads; for who listens."""
+        q, k = self.attn.q(self.norm1(x)), self.attn.kv(self.norm1(context))[..., :x.shape[2]]
+        q, k = (y.unflatten(2, (self.attn.num_heads, -1)).transpose(1, 2) for y in (q, k))
+        return (q * q.shape[3] ** -0.5 @ k.transpose(2, 3) + mask).softmax(-1).mean(1)
 
     def _add(self, x: torch.Tensor, y: torch.Tensor, scale: nn.Module) -> torch.Tensor:
         if is_plain(scale, LayerScale) and not isinstance(self.drop_path, DropPath):
@@ -472,26 +488,48 @@ class SemanticStage(Form):
     def _unit(self, x: torch.Tensor, first: int, H: int, W: int, classifier: bool) -> torch.Tensor:
         """Section 3 of the paper, 'dumbbell unit': image tokens (B, N, C) in and out."""
         base, generate1, generate2, local, everywhere, recover = (self.blocks[i] for i in range(first, first + UNIT))
-        attend_to = partial(attend_near, H=H, W=W, pad_mask=self.pad_mask)
+        step = partial(self._step, H=H, W=W)
         rows, cols = num_windows(H, W)
         x = base(x, H, W, 0)
         if classifier:
             pooled = pool_windows(x, rows * cols)
-            tokens = generate1(pooled, torch.cat([pooled, x], 1), partial(attend_to, near=PATCH), residual=self.shortcut)
-            context = torch.cat([tokens, x], 1)
-            tokens = generate2(tokens + self._centres(rows, cols) if self.semantic_token2 is not None and first == 0 else tokens, context)
+            tokens = step(generate1, pooled, torch.cat([pooled, x], 1), PATCH, residual=self.shortcut)
+            centred = tokens + self._centres(rows, cols) if self.semantic_token2 is not None and first == 0 else tokens
+            tokens = step(generate2, centred, torch.cat([tokens, x], 1))
         else:
             # a padding token is zero before the norm; all of them are one key
             context = add_row(x)
             windows = context.index_select(1, window_tokens(H, W, 0, like=x)) if H % WINDOW or W % WINDOW else x
             pooled = pool_windows(windows, rows * cols)
-            tokens = generate1(pooled, context, partial(attend_to, near=GENERATE_1))
-            tokens = generate2(tokens, context, partial(attend_to, near=GENERATE_2))
+            tokens = step(generate1, pooled, context, GENERATE_1)
+            tokens = step(generate2, tokens, context, GENERATE_2)
         tokens = local(tokens, attend=partial(attend, groups=rows * cols))
         tokens = everywhere(tokens)
         if classifier:
-            return recover(x, tokens)
-        return recover(x, add_row(tokens), partial(attend_to, near=RECOVER))
+            return step(recover, x, tokens)
+        return step(recover, x, add_row(tokens), RECOVER)
+
+    def _step(self, block: SemanticBlock, x: torch.Tensor, context: torch.Tensor, near: KeyWindow | None = None, residual: bool = True,
+              *, H: int, W: int) -> torch.Tensor:
+        """A block between image tokens and semantic tokens, of which `near` says who sees whom; None: all see all."""
+        if recording():
+            self._record(block, x, context, near, H, W)
+        if near is None:
+            return block(x, context, residual=residual)
+        return block(x, context, partial(attend_near, H=H, W=W, near=near, pad_mask=self.pad_mask), residual)
+
+    def _record(self, block: SemanticBlock, x: torch.Tensor, context: torch.Tensor, near: KeyWindow | None, H: int, W: int) -> None:
+        """The semantic token that looks at each position most; in recovery, that it looks at most."""
+        num_semantic, num_image, T = math.prod(num_windows(H, W)) * GRID ** 2, H * W, context.shape[1]
+        weights = block.attention_map(x, context, 0. if near is None else query_weights(H, W, near, self.pad_mask, T, x))
+        if near == RECOVER or T == num_semantic:  # with padding behind the semantic tokens in the dense form
+            labels = weights[..., :num_semantic].argmax(2)
+        elif near is None or not near.halo:  # the classifier form: the semantic tokens are keys as well
+            labels = weights[..., T - num_image:].argmax(1)
+        else:
+            labels = weights[..., :num_image].argmax(1)
+        labels = reorder(labels[..., None], H, W, MAP if H % WINDOW or W % WINDOW else 0, MAP)
+        record(block, 'semantic tokens', labels.view(-1, H, W), num_semantic)
 
     def _centres(self, rows: int, cols: int) -> torch.Tensor:
         """The learned tokens, which lie in the order of their grid, window by window."""

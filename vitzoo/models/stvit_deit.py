@@ -37,6 +37,8 @@ from ..layers import (
     is_plain,
     per_size,
     precision_of,
+    record,
+    recording,
     resize_table,
     specialize_size,
 )
@@ -127,6 +129,8 @@ class SpatialPool(nn.Module):
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         B, N, C = x.shape
         index, mask = window_tables(*size, *self.grid, like=x)
+        if recording():
+            record(self, 'windows', window_of_position(*size, *self.grid).view(1, *size), len(mask))
         height, width = mask.shape[1:]
         mask = mask.flatten(1)
         windows = F.pad(x, (0, 0, 0, 1)).index_select(1, index).reshape(B * len(mask), height, width, C)
@@ -139,6 +143,12 @@ class CrossAttention(Attention):
     """timm's attention with queries (B, M, C) and context (B, N, C) apart; where they are the same, it is timm's."""
 
     def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(queries, context)
+        x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(queries.shape)))
+
+    def project(self, queries: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, heads, M, d) and twice (B, heads, N, d)."""
         (B, M, C), N = queries.shape, context.shape[1]
         if is_plain(self.qkv, nn.Linear):
             weight, bias = self.qkv.weight, self.qkv.bias
@@ -149,8 +159,12 @@ class CrossAttention(Attention):
             q, kv = q[..., :C], kv[..., C:]
         q = q.reshape(B, M, self.num_heads, C // self.num_heads).transpose(1, 2)
         k, v = kv.reshape(B, N, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, M, C)))
+        return q, k, v
+
+    def weights(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """The attention map (B, M, N), mean over the heads."""
+        q, k, _ = self.project(queries, context)
+        return (q * self.scale @ k.transpose(2, 3)).softmax(-1).mean(1)
 
 
 class CrossBlock(Block):
@@ -188,6 +202,9 @@ class Generation(CrossBlock):
             context = torch.cat([tokens, image], dim=1)
         if self.centres is not None:
             tokens = tokens + self.centres
+        if recording():  # who looks at each image token most
+            weights = self.attn.weights(self.norm1(tokens), self.norm1(context))[..., -image.shape[1]:]
+            record(self, 'semantic tokens', weights.argmax(1).unflatten(1, size), tokens.shape[1])
         return super().forward(tokens, context)
 
 

@@ -31,6 +31,8 @@ from ..layers import (
     join_heads,
     on_nchw,
     per_size,
+    record,
+    recording,
     require_plain,
     residual_conv,
 )
@@ -95,6 +97,14 @@ def super_tokens(pixels: torch.Tensor, n_iter: int, tables: torch.Tensor) -> tup
     return tokens, association
 
 
+def strongest(association: torch.Tensor, spread: torch.Tensor, rows: int, cols: int, h: int, w: int) -> torch.Tensor:
+    """The super token that each pixel belongs to most, int64 (B, rows * h, cols * w); neighbours outside the grid are none."""
+    near = spread.view(rows * cols, 9)
+    association = association.view(-1, rows * cols, 9, h * w).masked_fill((near == rows * cols)[..., None], -1)
+    labels = near.expand(len(association), -1, -1).gather(2, association.argmax(2))
+    return labels.view(-1, rows, cols, h, w).transpose(2, 3).reshape(-1, rows * h, cols * w)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention of (B, N, C) tokens; qkv rows ordered q, k, v, then head, then head channel."""
 
@@ -136,6 +146,8 @@ class SuperTokenAttention(nn.Module):
         pixels = x.reshape(B, rows, h, cols, w, C).transpose(2, 3).contiguous().view(B, M, h * w, C)
 
         tokens, association = super_tokens(pixels, self.n_iter, tables)
+        if recording():
+            record(self, 'super tokens', strongest(association, tables[0], rows, cols, h, w)[:, :H, :W], M)
         near = gather_rows(self.attn(tokens), tables[0]).reshape(B * M, 9, C)
         x = torch.bmm(association.transpose(1, 2), near)
 

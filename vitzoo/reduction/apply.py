@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, wraps
 
-import timm
 import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..arguments import check_types, show
-from ..layers import check_choice, check_image, check_indices, precision_of, specialize_size
+from ..layers import check_choice, check_image, check_indices, precision_of, recording, specialize_size
 from ..weights.names import unwrapped
 from .method import Method, Tokens
 from .methods import METHODS
@@ -42,11 +41,11 @@ class Reduced:
     @_of_any_batch
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images (B, C, H, W) -> tokens after the final norm. Raises ValueError on a mask, which reduced tokens have no place for."""
-        return self.to_head(self.forward_tokens(x, attn_mask, is_causal))
+        return self.to_head(self.forward_tokens(x, attn_mask, is_causal, remember=self._pools_patches() or recording()))
 
-    def forward_tokens(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tokens:
-        """Images (B, C, H, W) -> tokens behind the last block, with all that the method keeps of their way."""
-        tokens = self._embed(x, attn_mask, is_causal)
+    def forward_tokens(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, remember: bool = True) -> Tokens:
+        """Images (B, C, H, W) -> tokens behind the last block, with all that the method keeps of their way, or without."""
+        tokens = self._embed(x, attn_mask, is_causal, remember)
         for i in range(len(self.blocks)):
             tokens = run_block(self, self.reduction, i, tokens)
         return tokens
@@ -88,22 +87,24 @@ class Reduced:
             maps = list(zip(maps, prefixes, strict=True))
         return maps if intermediates_only else (self.to_head(tokens), maps)
 
-    def _embed(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tokens:
+    def _embed(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool, remember: bool = True) -> Tokens:
         if attn_mask is not None or is_causal:
             raise ValueError('attn_mask and is_causal have no meaning where tokens are reduced; call restore_tokens(model) first.')
         check_image(x, self.in_chans, like=precision_of(self))
         specialize_size(x)
-        return self.reduction.start(self, embed(self, x))
+        return self.reduction.start(self, embed(self, x)._replace(remember=remember))
 
     def to_head(self, tokens: Tokens) -> Tensor:
         """Tokens behind the last block -> what `forward_head` takes."""
         x = self.norm(tokens.x)
-        pools_patches = self.attn_pool is not None or self.global_pool not in ('', 'token')
-        if not pools_patches:
+        if not self._pools_patches():
             return x
         prefix, patches = x[:, :tokens.num_prefix], x[:, tokens.num_prefix:]
         pooled = self.reduction.to_pool(patches, tokens)
         return x if pooled is patches else torch.cat([prefix, pooled], dim=1)
+
+    def _pools_patches(self) -> bool:
+        return self.attn_pool is not None or self.global_pool not in ('', 'token')
 
     def __reduce_ex__(self, protocol: int):  # the class is made here and has no name that pickle could import
         return _blank, (_class_behind(type(self)),), self.__getstate__()
@@ -131,6 +132,9 @@ def reduce_tokens(model: nn.Module, method: str | Method, **options) -> nn.Modul
             parts under the names they were published with.
         method: 'evit', 'tome', ... (`vitzoo.reduction.METHODS`), or a `Method` of your own.
         options: of the method; see its class. Called again, the same method with other options keeps what was learned.
+
+    In blocks that the method looks into, and once tokens have sizes, layers are called one by one: hooks on such a block as a whole, or on
+    its `attn`, are not. Hooks on layers are, and so are adapters.
 
     Returns:
         The model. Its maps (`forward_intermediates`, `features_only`, `DenseBackbone`) still have the full grid.
@@ -231,8 +235,3 @@ def _check_model(vit: nn.Module, method: Method) -> None:
         raise ValueError(f'{type(method).__name__} goes by the attention of the class token, and this {type(vit).__name__} has none; '
                          "choose 'tome', 'gtp', 'expedite', or 'select' with score='column' or 'similarity'.")
     method.check(vit)
-
-
-def create_reduced(model_name: str, reduction: dict, **kwargs) -> nn.Module:
-    """`timm.create_model` and `reduce_tokens(method=..., **options)` in one."""
-    return reduce_tokens(timm.create_model(model_name, **kwargs), **reduction)

@@ -19,6 +19,7 @@ class Tokens(NamedTuple):
     size: Tensor | None = None  # (B, P + N), how many keys each token counts for; None: one each
     history: tuple = ()  # what the steps so far did, as `restore` wants it
     memory: Any = None  # what else a method keeps: a tensor, or a tuple of such
+    remember: bool = True  # whether anybody will ask for the grid, or for labels; else `history` stays empty, which saves memory
 
     @property
     def patches(self) -> Tensor:
@@ -29,6 +30,10 @@ class Tokens(NamedTuple):
     def num_patches(self) -> int:
         """N."""
         return operator.index(self.x.shape[1]) - self.num_prefix  # a number for TorchScript's tracer too
+
+    def with_step(self, step: Any) -> 'Tokens':
+        """The same with one more step in `history`, where that is wanted."""
+        return self._replace(history=(*self.history, step)) if self.remember else self
 
     def take(self, index: Tensor) -> 'Tokens':
         """The prefix and these patch tokens, (B, K) from 0 on, in this order, each with its position and size."""
@@ -129,6 +134,14 @@ class Method:
         """Patch features (B, N, K) -> those whose plain mean is the mean over the image: where tokens count for several patches, a copy for
         each."""
         return y
+
+    def labels(self, tokens: Tokens) -> Tensor:
+        """For each patch of the image the present patch token that it is part of, from 0, or -1 where it is part of none: (B, N0).
+
+        For `vitzoo.token_map`. By default a patch is where the `Drop` steps in `history` have left it.
+        """
+        from .restore import left_by  # which imports this file
+        return left_by(tokens)
 
 
 def add_bias(logits: Tensor, bias: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .method import take_rows
+from .method import Tokens, take_rows
 
 
 class Drop(NamedTuple):
@@ -15,6 +16,22 @@ class Drop(NamedTuple):
     order: Tensor  # (B, N), those that are kept first
     num_kept: int
     num_new: int = 0  # tokens that it appends, such as a fused one
+    into: Tensor | None = None  # of which dropped tokens those are made (B, num_new, N - num_kept), where each goes into one of them
+
+
+def left_by(tokens: Tokens) -> Tensor:
+    """What the steps in `history` that are a `Drop` have left of each patch: the present token that it is part of, or -1, (B, N0)."""
+    device = tokens.x.device
+    labels = torch.arange(tokens.grid[0] * tokens.grid[1], device=device).expand(tokens.x.shape[0], -1)
+    for drop in tokens.history:
+        if not isinstance(drop, Drop):
+            continue
+        B, N = drop.order.shape
+        kept = torch.arange(drop.num_kept, device=device).expand(B, -1)
+        dropped = drop.order.new_full((B, N - drop.num_kept), -1) if drop.into is None else drop.num_kept + drop.into.argmax(1)
+        now = torch.cat([kept, dropped], dim=1).gather(1, drop.order.argsort(dim=1))  # of each token in front of the step
+        labels = F.pad(now, (0, 1), value=-1).gather(1, labels.where(labels >= 0, N))
+    return labels
 
 
 def refill(y: Tensor, drops: Sequence[Drop], k: int = 20, temperature: float = 0.02) -> Tensor:

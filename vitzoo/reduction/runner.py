@@ -9,7 +9,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..layers import join_heads
+from ..layers import join_heads, record, recording
 from .method import Method, Seen, Tokens, add_bias
 
 MODELS = (VisionTransformer, Eva)
@@ -33,8 +33,12 @@ def embed(model: nn.Module, image: Tensor) -> Tokens:
 def run_block(model: nn.Module, method: Method, i: int, tokens: Tokens) -> Tokens:
     """Block i with what the method does around it; with gradient checkpointing it is computed once more in the backward pass."""
     if model.grad_checkpointing and torch.is_grad_enabled():
-        return checkpoint(_around_block, model, method, i, tokens)
-    return _around_block(model, method, i, tokens)
+        tokens = checkpoint(_around_block, model, method, i, tokens)
+    else:
+        tokens = _around_block(model, method, i, tokens)
+    if recording():
+        record(model.blocks[i], 'tokens', method.labels(tokens).unflatten(1, tokens.grid), tokens.num_patches, kind='tokens')
+    return tokens
 
 
 def _around_block(model: nn.Module, method: Method, i: int, tokens: Tokens) -> Tokens:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitzoo.extras import require
-from vitzoo_runtime.files import replacing
+from vitzoo_runtime.files import MARK, replacing
 from vitzoo_runtime.pictures import palette
 
 
@@ -60,5 +60,5 @@ def draw_pareto(panels: Mapping[tuple[str, str], tuple[Sequence[Point], float | 
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc='outside lower center', ncols=min(len(handles), 2 * columns), frameon=False)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, metadata={'Software': None})
+        figure.savefig(temporary, dpi=150, metadata={'Software': None, 'Comment': MARK})
     return Path(path)

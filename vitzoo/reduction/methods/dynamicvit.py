@@ -42,7 +42,8 @@ class ScorePredictor(nn.Module):
         else:
             weights = kept[:, :, None].to(shared.dtype)
             mean = (shared * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(EPS)
-        return self.out_conv(torch.cat([own, mean.expand_as(shared)], dim=2)).log_softmax(-1)
+        scores = self.out_conv(torch.cat([own, mean.expand_as(shared)], dim=2))
+        return scores.log_softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))  # halves have few numbers around -0.7
 
 
 def draw(scores: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class DynamicViT(Method):
             return tokens
         order = predictor(tokens.patches)[:, :, 0].argsort(dim=1, descending=True)
         drop = Drop(tokens.patches, order, num_kept)
-        return tokens.take(order[:, :num_kept])._replace(history=(*tokens.history, drop))
+        return tokens.take(order[:, :num_kept]).with_step(drop)
 
     def softmax(self, i: int, logits: Tensor, tokens: Tokens) -> Tensor:
         return masked_softmax(logits, F.pad(tokens.memory[-1], (tokens.num_prefix, 0), value=1.))

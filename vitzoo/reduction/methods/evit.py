@@ -63,12 +63,12 @@ class EViT(Method):
         scores, order = scores.sort(dim=1, descending=True)
         drop = Drop(tokens.patches, order, num_kept, int(self.fuse))
         if not self.fuse:
-            return tokens.take(order[:, :num_kept])._replace(history=(*tokens.history, drop))
+            return tokens.take(order[:, :num_kept]).with_step(drop)
         tokens = tokens.take(order)
         kept, dropped = tokens.x.split([tokens.num_prefix + num_kept, order.shape[1] - num_kept], dim=1)
         weights = scores[:, None, num_kept:].to(dropped.dtype)
         rope = None if tokens.rope is None else self._positions(tokens.rope, weights, num_kept)
-        return tokens._replace(x=torch.cat([kept, weights @ dropped], dim=1), rope=rope, history=(*tokens.history, drop))
+        return tokens._replace(x=torch.cat([kept, weights @ dropped], dim=1), rope=rope).with_step(drop)
 
     def _positions(self, rope: Tensor, weights: Tensor, num_kept: int) -> Tensor:
         kept, dropped = rope.split([num_kept, rope.shape[3] - num_kept], dim=3)

@@ -187,10 +187,10 @@ class GTP(Method):
         order = rate(self.selection, seen, tokens.num_prefix).argsort(dim=1, descending=True)
         drop = Drop(tokens.patches, order, num_kept, int(self.propagation == 'Mean'))
         if self.propagation == 'None':
-            return tokens.take(order[:, :num_kept])._replace(history=(*tokens.history, drop))
+            return tokens.take(order[:, :num_kept]).with_step(drop)
         tokens = tokens.take(order)
         tokens = self._propagate(tokens, order, num_kept) if self.propagation == 'GraphProp' else self._append_mean(tokens, num_kept)
-        return tokens._replace(history=(*tokens.history, drop))
+        return tokens.with_step(drop)
 
     def _propagate(self, tokens: Tokens, order: Tensor, num_kept: int) -> Tokens:
         """Tokens in order of their scores: the dropped ones, at the end, go to their neighbours."""

@@ -199,13 +199,13 @@ class Select(Method):
         if num_merged:
             return self._merge_rest(tokens, patch_keys(seen, tokens.num_prefix), order, num_kept, num_merged)
         drop = Drop(tokens.patches, order, num_kept)
-        return tokens.take(order[:, :num_kept])._replace(history=(*tokens.history, drop), memory=None)
+        return tokens.take(order[:, :num_kept])._replace(memory=None).with_step(drop)
 
     def _merge_rest(self, tokens: Tokens, keys: Tensor, order: Tensor, num_kept: int, num_merged: int) -> Tokens:
         rest = order[:, num_kept:].sort(dim=1).values  # as they are on the grid: every so-manieth of them is a target
         order = torch.cat([order[:, :num_kept], rest], dim=1)
         weights = context(take_rows(keys, rest), num_merged)
-        drop = Drop(tokens.patches, order, num_kept, num_merged)
+        drop = Drop(tokens.patches, order, num_kept, num_merged, weights)
         tokens = tokens.take(order)
         kept, left = tokens.x.split([tokens.num_prefix + num_kept, rest.shape[1]], dim=1)
         rope = tokens.rope
@@ -217,7 +217,7 @@ class Select(Method):
                 new = rope[:, :, :, num_kept:num_kept + (num_merged - 1) * step + 1:step]
             rope = torch.cat([rope[:, :, :, :num_kept], new], dim=3)
         x = torch.cat([kept, weights.to(left.dtype) @ left], dim=1)
-        return tokens._replace(x=x, rope=rope, history=(*tokens.history, drop), memory=None)
+        return tokens._replace(x=x, rope=rope, memory=None).with_step(drop)
 
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
         return refill(y, tokens.history), tokens.grid

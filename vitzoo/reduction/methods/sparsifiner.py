@@ -13,6 +13,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ...arguments import check_range
+from ...layers import record, recording
 from ..method import Method, Seen, Tokens
 from ._checks import check_locations, factory_of
 
@@ -199,6 +200,9 @@ class Sparsifiner(Method):
             mask = largest(scores, budget if active is None else min(budget, self.num_active(i, N)))
         else:
             mask = scores > self.attn_threshold
+        if recording():  # how many of the patches' queries, in all heads, see each key
+            seen = mask[..., P:].sum(dim=(1, 2)).unflatten(1, tokens.grid)
+            record(model.blocks[i].attn, 'queries', seen, mask.shape[1] * N, kind='counts')
         return torch.cat([mask.new_ones(*mask.shape[:2], P, P + N), mask], dim=2), tokens
 
     def mid(self, model: nn.Module, i: int, tokens: Tokens, seen: Seen) -> Tokens:
@@ -211,6 +215,10 @@ class Sparsifiner(Method):
         kept = largest(scores[:, P:], self.num_active(i + 1, tokens.num_patches))
         active = torch.cat([kept.new_ones(kept.shape[0], P), kept], dim=1)
         return tokens._replace(memory=tokens.memory._replace(active=active))
+
+    def labels(self, tokens: Tokens) -> Tensor:
+        labels, active = super().labels(tokens), active_tokens(tokens)
+        return labels if active is None else labels.where(active[:, tokens.num_prefix:], -1)
 
     def post(self, model: nn.Module, i: int, tokens: Tokens) -> Tokens:
         active = active_tokens(tokens)

@@ -112,8 +112,8 @@ class ToMe(Method):
             end); a tuple (r, inflection) is a linear schedule around r, with inflection from -1 (many in early blocks) to 1.
         prop_attn: a token counts for as many keys as it has patches.
         position: of a merged token, in a model with rotary positions: 'mean' of its patches by size, 'keep' for that of the one that the
-            others were merged into.
-        match: by which keys, in such a model: 'content' before their rotation, 'rotated' behind it.
+            others were merged into, which agrees less with the unreduced model (benchmarks/reduction/rope.py).
+        match: by which keys, in such a model: 'content' before their rotation, for the better maps, or 'rotated' behind it.
     """
     r: object = 13
     prop_attn: bool = True
@@ -165,7 +165,7 @@ class ToMe(Method):
         merge = match(keys.float().mean(1), r, tokens.num_prefix)
         x, size, weights = merge_rows(tokens.x, tokens.size, merge)
         rope = None if tokens.rope is None else self._positions(tokens, merge, weights)
-        return tokens._replace(x=x, size=size, rope=rope, history=(*tokens.history, merge))
+        return tokens._replace(x=x, size=size, rope=rope).with_step(merge)
 
     def _positions(self, tokens: Tokens, merge: Merge, weights: Tensor) -> Tensor:
         P, U, rope = tokens.num_prefix, merge.num_kept, tokens.rope
@@ -177,11 +177,13 @@ class ToMe(Method):
             targets = unit_length(targets * own + weights[:, None].to(rope.dtype) @ moved[:, :, :, U:]).to(rope.dtype)
         return torch.cat([moved[:, :, :, :U], targets], dim=3)
 
+    def labels(self, tokens: Tokens) -> Tensor:
+        return labels(tokens)[:, tokens.num_prefix:] - tokens.num_prefix
+
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
         if not tokens.history:
             return y, tokens.grid
-        P = tokens.num_prefix
-        return take_rows(y, labels(tokens)[:, P:] - P), tokens.grid
+        return take_rows(y, self.labels(tokens)), tokens.grid
 
     def to_pool(self, y: Tensor, tokens: Tokens) -> Tensor:
         return self.restore(y, tokens)[0]
