@@ -53,7 +53,7 @@ def features(tmp_path_factory):
     torch.manual_seed(0)
     model = vitzoo.DenseBackbone('svit_micro')
     path = tmp_path_factory.mktemp('export') / 'features.onnx'
-    return model, path, vitzoo.export_onnx(model, path, (57, 83), opset=17, rounds=0)
+    return model, path, vitzoo.export_onnx(model, path, (57, 83), rounds=0)
 
 
 def metadata(path) -> dict:
