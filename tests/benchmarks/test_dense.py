@@ -208,8 +208,8 @@ def test_baselines_cost_what_svit_costs():
     assert cost('timm_swin', 'classification')['input'] == '48x48' and aim['input'] == '128x160'
 
 
-@pytest.mark.parametrize('model, task', [(model, 'detection') for model in plan.MODELS] + [('svit_micro', task) for task in (
-    'segmentation', 'classification')])
+@pytest.mark.parametrize('model, task', [pytest.param(model, 'detection', marks=pytest.mark.slow) for model in plan.MODELS] + [
+    ('svit_micro', task) for task in ('detection', 'segmentation', 'classification')])
 def test_every_model_learns_in_every_recipe(model, task):
     torch.manual_seed(0)
     cfg = row_config(model, task)

@@ -107,7 +107,7 @@ def test_export_then_predict(checkpoint, images, tmp_path, capsys):
     assert found[0]['name'] == f'digit {found[0]["class"]}'
 
 
-@pytest.mark.parametrize('family', zoo.FAMILIES)
+@pytest.mark.parametrize('family', zoo.first_quick(zoo.FAMILIES))
 def test_export_takes_files_as_published(family, tmp_path, monkeypatch):
     """Of families without published weights, those of the ViT that they start from."""
     cases = [path for path in golden.DATA.glob(f'{family}/*.npz') if not zoo.is_large(path.stem)]

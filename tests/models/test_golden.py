@@ -1,5 +1,6 @@
 """Every model gives what the published code gives, on weights in the published layout."""
 import copy
+import re
 from argparse import Namespace
 
 import golden
@@ -11,7 +12,8 @@ import zoo
 import vitzoo
 from vitzoo.dense import DenseBackbone
 
-CASES = zoo.slow_if(zoo.is_large, sorted(
+SLOW = re.compile(r'_(base|large)|davit_small|swin_small_dense-(224|256x320)|biformer_small\.')
+CASES = zoo.slow_if(SLOW.search, sorted(
     str(path.relative_to(golden.DATA)) for family in zoo.FAMILIES for path in golden.DATA.glob(f'{family}/*.npz')))
 SMALL = 'svit/svit_small-balanced.npz'
 OPTIONS = ('n_win', 'use_global', 'shortcut')  # published arguments that change the function, called the same here
