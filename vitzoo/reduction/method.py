@@ -145,8 +145,10 @@ class Method:
 
 
 def add_bias(logits: Tensor, bias: Tensor) -> Tensor:
-    """Logits with what `Method.mask` answers; a masked one is the least number there is."""
-    return logits.masked_fill(~bias, torch.finfo(logits.dtype).min) if bias.dtype == torch.bool else logits + bias
+    """Logits, which nobody else needs, with what `Method.mask` answers; a masked one is the least number there is."""
+    if bias.dtype == torch.bool:
+        return logits.masked_fill(~bias, torch.finfo(logits.dtype).min)
+    return logits.add_(bias)  # in place: another map's memory costs as much as the map
 
 
 def key_bias(tokens: Tokens) -> Tensor | None:

@@ -15,6 +15,7 @@ from .method import Method, Seen, Tokens, add_bias
 MODELS = (VisionTransformer, Eva)
 BLOCKS = (Block, EvaBlock, EvaBlockPostNorm)
 ATTENTIONS = (Attention, EvaAttention, AttentionRope)
+SMALL_MAP = 2 ** 17  # numbers in an attention map
 
 
 def embed(model: nn.Module, image: Tensor) -> Tokens:
@@ -97,7 +98,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Values summed (B, H, N, d), and the map (B, H, N, N) if it is wanted or attention is spelled out."""
     masked = bias is not None and bias.dtype == torch.bool
-    if attn.fused_attn and want != 'map':
+    if attn.fused_attn and want != 'map' and not _is_small(q):
         rate = attn.attn_drop.p if attn.training else 0.
         y = F.scaled_dot_product_attention(q, k, v, bias, rate, scale=attn.scale)
         if masked:  # said again: an exported query without a key gets the mean of all values
@@ -114,6 +115,13 @@ def _attend(
     if want == 'map':
         attention = method.edit_map(i, attention)
     return attention @ v, attention
+
+
+def _is_small(q: Tensor) -> bool:
+    """Whether the map of queries (B, H, N, d) stays in a CPU's cache, where it is computed quicker than by fused attention."""
+    if q.device.type != 'cpu' or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return q.shape[0] * q.shape[1] * q.shape[2] ** 2 <= SMALL_MAP
 
 
 def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

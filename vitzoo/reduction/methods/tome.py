@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...arguments import as_type, check_range, show
@@ -55,8 +54,8 @@ def match_kth(metric: Tensor, k: int) -> Merge:
 
 def _similarities(metric: Tensor, sources: slice | Tensor, targets: slice) -> tuple[Tensor, Tensor]:
     """The largest cosine of each source (B, S) with a target, and which target that is."""
-    metric = F.normalize(metric, dim=-1)
-    return (metric[:, sources] @ metric[:, targets].transpose(1, 2)).max(dim=-1)
+    metric = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return torch.bmm(metric[:, sources], metric[:, targets].transpose(1, 2)).max(dim=-1)
 
 
 def merge_rows(x: Tensor, size: Tensor | None, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
