@@ -155,7 +155,8 @@ def test_compiled_whole(name):
     image = torch.randn(1, 3, 96, 128)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend='eager')
     with torch.no_grad():
-        assert torch.equal(compiled(image), model(image))
+        # attention may take another way, which rounds otherwise
+        torch.testing.assert_close(compiled(image), model(image), rtol=1e-5, atol=1e-5)
         with listen() as records:
             compiled(image)
     assert records == []
