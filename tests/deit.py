@@ -24,6 +24,11 @@ def last_tokens(model: torch.nn.Module, image: torch.Tensor):
     return model.forward_tokens(image)
 
 
+def kept_patches(tokens) -> list[torch.Tensor]:
+    """For each step that dropped tokens, which of its own it kept, (B, K), in order of their scores."""
+    return [drop.order[:, :drop.num_kept] for drop in tokens.history]
+
+
 def check_logits(model: torch.nn.Module, image: torch.Tensor, published: dict, limit: float = 1e-5) -> None:
     with torch.no_grad():
         assert error(model(image).numpy(), published['logits']) < limit

@@ -13,6 +13,7 @@ from pathlib import Path
 from vitzoo_runtime.files import refuse_to_replace
 from vitzoo_runtime.terminal import printable
 
+from .files import check_picture
 from .output import Output
 
 BUILT_IN = 'built in'
@@ -76,12 +77,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
 def _check_out(args: argparse.Namespace) -> None:
     """Raise ValueError where the picture cannot be written, before any work."""
     from vitzoo.extras import require
-    out = Path(args.out)
-    if out.suffix.lower() != '.png':
-        raise ValueError(f'--out {args.out}: expected the name of a file that ends in .png')
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ValueError(f'--out {args.out}: expected a file in a folder that exists')
-    refuse_to_replace([out], [*args.images, *filter(None, [args.checkpoint])], args.force)
+    refuse_to_replace([check_picture(args.out)], [*args.images, *filter(None, [args.checkpoint])], args.force)
     require('matplotlib', 'viz')
 
 

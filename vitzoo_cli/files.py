@@ -16,6 +16,16 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def check_picture(out: str | Path) -> Path:
+    """Where a PNG file shall go. Raises ValueError unless it ends so, and lies in a folder that exists."""
+    path = Path(out)
+    if path.suffix.lower() != '.png':
+        raise ValueError(f'--out {out}: expected a name that ends in .png')
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f'--out {out}: expected a file in a folder that exists')
+    return path
+
+
 def find_images(paths: Sequence[str], out: str | Path | None = None) -> dict[Path, Path]:
     """All images among `paths` and below the folders there, each with a file name (below `out`, unique) for its picture.
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from vitzoo_runtime.files import refuse_to_replace
 
+from .files import check_picture
 from .output import Output
 
 
@@ -31,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, output: Output) -> int:
     import os
-    from pathlib import Path
 
     import timm
     import torch
@@ -43,11 +43,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
     from . import models
     models.known(args.model)
-    out = Path(args.out)
-    if out.suffix.lower() != '.png':
-        raise ValueError(f'--out {args.out}: expected a name that ends in .png')
-    if not out.parent.is_dir() or out.is_dir():
-        raise ValueError(f'--out {args.out}: expected a file in a folder that exists')
+    out = check_picture(args.out)
     refuse_to_replace([out], filter(None, (args.image, args.checkpoint)), args.force)
     picture = _read(args.image, read_image)
     model = timm.create_model(args.model, pretrained=args.pretrained).eval()

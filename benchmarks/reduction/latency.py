@@ -7,7 +7,6 @@ Models take turns in one process; a figure is the median over rounds of the rati
 them.
 """
 import argparse
-import csv
 import platform
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,8 @@ import vitzoo
 from vitzoo.profiling import count_macs, on_meta, take_turns
 from vitzoo.reduction import Setting
 from vitzoo_runtime.files import replacing
+
+from .. import rows as rows_of
 
 MODEL = 'deit_small_patch16_224'
 START, END = '<!-- timings -->', '<!-- end of timings -->'
@@ -58,7 +59,8 @@ LABELS = [str(setting) for setting in settings(196)]
 
 def cpu_name() -> str:
     try:
-        return next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
     except (OSError, StopIteration):
         return platform.processor()
 
@@ -98,12 +100,11 @@ def measure(case: str, methods: list[str], rounds: int, seconds: float, report: 
 
 
 def _session(model: nn.Module, image: torch.Tensor, path: Path) -> Callable[[], object]:
-    import onnxruntime
+    from vitzoo.export.verify import open_session
     with torch.inference_mode(False):
         vitzoo.export_onnx(model, path, tuple(image.shape[1:]), rounds=0)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=['CPUExecutionProvider'])
+    session = open_session(str(path))
+    path.unlink()
     feed = {'image': image.numpy()}
     return lambda: session.run(None, feed)
 
@@ -136,12 +137,9 @@ def main() -> None:
     for case in args.cases:
         new = measure(case, args.methods, args.rounds, args.seconds, lambda line: print(line, flush=True))
         keys = {(row['case'], row['setting']) for row in new}
-        old = list(csv.DictReader(path.open(encoding='utf-8'))) if path.exists() else []
-        rows = sorted([*(row for row in old if (row['case'], row['setting']) not in keys), *new], key=lambda row: CASES.index(row['case']))
-        with replacing(path) as temporary, temporary.open('w', encoding='utf-8', newline='') as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
+        old = [row for row in rows_of.read(path, FIELDS) if (row['case'], row['setting']) not in keys]
+        rows = sorted([*old, *new], key=lambda row: CASES.index(row['case']))
+        rows_of.write(path, FIELDS, rows)
         text = page.read_text(encoding='utf-8')
         before, after = text[:text.index(START)], text[text.index(END):]
         with replacing(page) as temporary:

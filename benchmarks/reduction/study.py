@@ -1,6 +1,5 @@
 """A ViT from scratch, and what each setting of each method makes of it."""
 import copy
-import csv
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from vitzoo.profiling import count_macs, on_meta
 from vitzoo.reduction import Setting, default_settings
 from vitzoo_runtime.files import replacing
 
+from .. import rows as rows_of
 from .crops import WINDOW, crops, window
 
 COLUMNS = ['seed', 'method', 'setting', 'accuracy', 'tuned_accuracy', 'macs', 'tokens', 'iterations', 'tuning_iterations', 'cpu_seconds',
@@ -177,26 +177,9 @@ def row_key(row: dict) -> tuple[int, str]:
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
     """Rows of the CSV, as text; none if there is no file. ValueError if its columns are others."""
-    path = Path(path)
-    if not path.is_file():
-        return []
-    with path.open(newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if reader.fieldnames != COLUMNS:
-        raise ValueError(f'{path} has the columns {reader.fieldnames}, expected {COLUMNS}; move it away or choose another file')
-    return rows
+    return rows_of.read(path, COLUMNS)
 
 
 def append_row(path: str | Path, row: dict) -> None:
-    """Add a row, in the place of one with the same key. Several processes may do so at once."""
-    import fcntl
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f'.{path.name}.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [r for r in read_rows(path) if row_key(r) != row_key(row)] + [row]
-        with replacing(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
+    """Add a row, in the place of one with the same key."""
+    rows_of.append(path, COLUMNS, row, row_key)

@@ -107,3 +107,11 @@ class Looks(Method):
 WITHOUT_CLASS_TOKEN = [kind for kind in KINDS if build(kind).cls_token is None]
 PAIRS = [(kind, method) for kind in KINDS for method in METHODS
          if kind not in WITHOUT_CLASS_TOKEN or not METHODS[method].needs_class_token]
+
+
+def check_traced(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    """No graph break, and no shape or choice that depends on the image."""
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    exported = torch.export.export(model, (x,)).module()
+    for traced, image in ((compiled, x), (compiled, y), (exported, y)):
+        torch.testing.assert_close(traced(image), model(image), rtol=1e-5, atol=1e-5)

@@ -4,12 +4,13 @@ import copy
 import pytest
 import timm
 import torch
+from deit import kept_patches
 
 import vitzoo
 from vitzoo.profiling import count_macs, on_meta
 from vitzoo.reduction import METHODS, Setting, compare, default_settings, parse_setting, settings
 from vitzoo.reduction.compare import draw, fitting_settings, overlap, patch_labels
-from vitzoo.reduction.methods import evit, tome
+from vitzoo.reduction.methods import tome
 from vitzoo_runtime.files import is_ours
 
 
@@ -131,7 +132,7 @@ def test_labels_say_what_was_kept_and_merged(model, images):
         reduced = vitzoo.reduce_tokens(copy.deepcopy(model), 'evit', keep_rate=.5, locations=(2,))
         labels = patch_labels(reduced, images)
         tokens = reduced.forward_tokens(images)
-        kept, = evit.kept_patches(tokens)
+        kept, = kept_patches(tokens)
         assert ((labels >= 0).sum(1) == 18).all() and torch.equal(labels.gather(1, kept), torch.arange(18).expand(3, -1))
 
         merged = vitzoo.reduce_tokens(copy.deepcopy(model), 'tome', r=6)

@@ -4,11 +4,11 @@ import math
 import pytest
 import timm
 import torch
-from deit import check_logits, last_tokens, reduced
+from deit import check_logits, kept_patches, last_tokens, reduced
 from golden import load_case
 
 import vitzoo
-from vitzoo.reduction.methods.evit import EViT, kept_patches
+from vitzoo.reduction.methods.evit import EViT
 
 CASES = ['deit_small-keep0.5-fuse', 'deit_small-keep0.7-fuse', 'deit_small-keep0.7-prune', 'deit_tiny-keep0.9-fuse']
 

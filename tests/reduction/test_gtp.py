@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from golden import error, load_case, make_input, make_state_dict
+from kinds import check_traced
 
 import vitzoo
 from vitzoo.reduction.method import Seen
@@ -297,13 +298,8 @@ def test_rotary_positions(position):
     dict(propagation='Mean'), pytest.param(dict(selection='CosSimMean', sparsity=0.7), marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_traced(options):
-    """No graph break, and no shape or choice that depends on the image."""
     model = vitzoo.reduce_tokens(build(), 'gtp', num_prop=3, **options)
-    x, y = image(), image()
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
-    exported = torch.export.export(model, (x,)).module()
-    assert is_near(compiled(x), model(x)) and is_near(compiled(y), model(y))
-    assert is_near(exported(y), model(y))
+    check_traced(model, image(), image())
 
 
 # what is refused

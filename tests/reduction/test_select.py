@@ -4,6 +4,7 @@ import math
 import pytest
 import timm
 import torch
+from kinds import check_traced
 
 import vitzoo
 from vitzoo.reduction.method import Seen
@@ -252,13 +253,8 @@ def test_rotary_positions(position):
 @pytest.mark.parametrize('options', [dict(preset='hiprune', anchors=0.9), dict(score='class_sum', merge_rest=True)])
 @torch.no_grad()
 def test_traced(options):
-    """No graph break, and no shape or choice that depends on the image."""
     model = vitzoo.reduce_tokens(build(), 'select', keep=9, **options)
-    x, y = image(), image()
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
-    exported = torch.export.export(model, (x,)).module()
-    assert is_near(compiled(x), model(x)) and is_near(compiled(y), model(y))
-    assert is_near(exported(y), model(y))
+    check_traced(model, image(), image())
 
 
 # what is refused

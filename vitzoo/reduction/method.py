@@ -48,7 +48,7 @@ class Seen(NamedTuple):
     """What a block's attention saw. All that is not asked for costs nothing."""
     q: Tensor  # queries (B, H, P + N, d), normalised and rotated
     k: Tensor  # keys (B, H, P + N, d), normalised and rotated
-    content: Tensor  # keys (B, H, P + N, d) as projected: neither normalised nor rotated
+    content: Tensor  # keys (B, H, P + N, d) as projected, neither normalised nor rotated; of grouped-query attention its fewer heads
     bias: Tensor | None  # what was added to the logits, or a boolean mask of the keys that were seen
     scale: float
     map: Tensor | None  # (B, H, P + N, P + N) where `want` says so

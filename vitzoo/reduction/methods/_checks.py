@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...arguments import show
-from ...layers import check_choice, precision_of
+from ...layers import precision_of
 
 
 def rates_at(rates: float | tuple[float, ...], locations: tuple[int, ...]) -> dict[int, float]:
@@ -21,10 +21,6 @@ def check_locations(locations: Sequence[int], model: nn.Module, name: str = 'loc
     depth = len(model.blocks)
     if list(locations) != sorted(set(locations)) or not all(0 <= i < depth for i in locations):
         raise ValueError(f'{name}={show(tuple(locations))}: expected blocks in ascending order, from 0 to {depth - 1}.')
-
-
-def check_position(position: str, *choices: str) -> None:
-    check_choice('position', position, *choices)
 
 
 def factory_of(model: nn.Module) -> dict:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...arguments import check_range
+from ...layers import check_choice
 from ..method import Method, Seen, Tokens, mix_positions, no_positions
 from ..restore import Drop, refill
-from ._checks import check_locations, check_position, rates_at
+from ._checks import check_locations, rates_at
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class EViT(Method):
     def __post_init__(self):
         rates_at(self.keep_rate, self.locations)
         check_range(1e-6, 1, keep_rate=self.keep_rate)
-        check_position(self.position, 'mean', 'keep', 'none')
+        check_choice('position', self.position, 'mean', 'keep', 'none')
 
     def check(self, model: nn.Module) -> None:
         check_locations(self.locations, model)
@@ -82,9 +83,3 @@ class EViT(Method):
 
     def restore(self, y: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[int, int]]:
         return refill(y, tokens.history), tokens.grid
-
-
-def kept_patches(tokens: Tokens) -> list[Tensor]:
-    """For each step that dropped tokens, which of its own it kept, (B, K), by descending attention."""
-    return [drop.order[:, :drop.num_kept] for drop in tokens.history]
-

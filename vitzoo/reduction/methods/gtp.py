@@ -14,7 +14,6 @@ from ...arguments import check_range, show
 from ...layers import check_choice, per_size
 from ..method import Method, Seen, Tokens, mix_positions, no_positions
 from ..restore import Drop, refill
-from ._checks import check_position
 
 MOST = 2 ** 16  # tokens dropped in a block, neighbours
 SELECTIONS = ('CLSAttnMean', 'CLSAttnMax', 'IMGAttnMean', 'IMGAttnMax', 'DiagAttnMean', 'DiagAttnMax', 'MixedAttnMean', 'MixedAttnMax',
@@ -130,7 +129,7 @@ class GTP(Method):
         check_choice('selection', self.selection, *SELECTIONS)
         check_choice('propagation', self.propagation, 'GraphProp', 'Mean', 'None')
         check_choice('graph_type', self.graph_type, 'Mixed', 'Spatial', 'Semantic', 'None')
-        check_position(self.position, 'mean', 'none')
+        check_choice('position', self.position, 'mean', 'none')
         if self.propagation == 'GraphProp' and self.graph_type == 'None':
             raise ValueError("graph_type='None': there is no graph to propagate along; choose 'Mixed', 'Spatial' or 'Semantic', or "
                              "propagation='Mean' or 'None'.")

@@ -18,7 +18,6 @@ from ...arguments import check_range, show
 from ...layers import check_choice, per_size
 from ..method import Method, Seen, Tokens, mix_positions, take_rows
 from ..restore import Drop, refill
-from ._checks import check_position
 
 MOST = 2 ** 16  # tokens
 DEFAULTS = dict(keep=0.5, score='class', sum_from=0, anchors=0., merge_rest=False, num_context=10)
@@ -130,7 +129,7 @@ class Select(Method):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         check_choice('score', self.score, 'class', 'class_sum', 'column', 'similarity')
-        check_position(self.position, 'mean', 'keep')
+        check_choice('position', self.position, 'mean', 'keep')
         check_range(0, 1, anchors=self.anchors)
         check_range(1, MOST, num_context=self.num_context)
         if isinstance(self.keep, int):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ...arguments import as_type, check_range, show
 from ...layers import check_choice
 from ..method import Method, Seen, Tokens, key_bias, take_positions, take_rows, unit_length
-from ._checks import check_position
 
 MOST = 2 ** 16  # tokens merged in a block
 
@@ -125,7 +124,7 @@ class ToMe(Method):
         check_range(0, MOST, r=self.r[0] if isinstance(self.r, tuple) else self.r)
         if isinstance(self.r, tuple) and not -1 <= self.r[1] <= 1:
             raise ValueError(f'r={show(self.r)}: expected (tokens a block, inflection from -1 to 1), or a list of a number a block.')
-        check_position(self.position, 'mean', 'keep')
+        check_choice('position', self.position, 'mean', 'keep')
         check_choice('match', self.match, 'content', 'rotated')
 
     def check(self, model: nn.Module) -> None:
