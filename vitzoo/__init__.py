@@ -15,6 +15,7 @@ __version__ = '0.1.0'
 _PUBLIC = {
     'load_checkpoint': 'vitzoo.weights.load',
     'DenseBackbone': 'vitzoo.dense',
+    'deploy': 'vitzoo.export.deploy',
     'export_onnx': 'vitzoo.export',
     'profile': 'vitzoo.profiling',
     'reduce_tokens': 'vitzoo.reduction',

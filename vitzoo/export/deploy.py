@@ -1,34 +1,101 @@
-"""The form in which a model is exported: what a runtime wants written otherwise, written so before anything is traced.
+"""The form in which a model is used and exported: folded, its tables stored, and written as a runtime wants it.
 
-A module says how by a method `deploy(runtime) -> nn.Module`. It is called on a float32 copy in eval mode, after the parts of the module
-and after all `fuse()`, and returns the module that stands in its place and computes the same: itself, changed, or another.
+A module says what a runtime wants otherwise by a method `deploy(runtime) -> nn.Module`. It is called on a float32 copy in eval mode, after
+the parts of the module and after all `fuse()`, and returns the module that stands in its place and computes the same: itself, changed, or
+another. It may branch on the runtime:
+
+- 'onnx': float32 in ONNX Runtime and its like.
+- 'onnx-int8': the same, to be quantised: pointwise layers stay `nn.Linear`, a MatMul with a weight of its own, for which runtimes have fast
+  kernels in 8 bits; a 1x1 convolution has none.
+
+For 'pytorch' it is not called: there `fuse()`, the folds below and the stored tables are all that is done.
 """
 import copy
+import math
 
-from timm.layers import SelectAdaptivePool2d
+import torch
+from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3, SelectAdaptivePool2d, resample_abs_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import reparameterize_model
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..layers.plain import FoldError, holds_other_weights
+from ..arguments import check_types, show
+from ..facts import image_shape
+from ..layers import fold_batch_norm, fold_layer_scale
+from ..layers.fold import LAYERS, scale_layer
+from ..layers.plain import FoldError, holds_other_weights, is_bare
+from . import verify
+from .watch import LAYER_SCALES, Watched, watch
 
-RUNTIMES = ('onnx',)
+RUNTIMES = ('pytorch', 'onnx', 'onnx-int8')
 
 
-def deploy_form(model: nn.Module, runtime: str = 'onnx') -> nn.Module:
+@check_types
+def deploy(model: nn.Module, input_size: int | tuple[int, ...], runtime: str = 'pytorch') -> nn.Module:
+    """A copy of a model for inference at one image size, which computes the same to 1e-5 of an output's largest value.
+
+    A float32 copy in eval mode, on the device of the model, without gradients. Batch norms and layer scales are folded into the layer before
+    them, residual depthwise convolutions become one, branches merge (timm's `reparameterize_model`), tables for the size are stored, and
+    parts that an image of this size does not pass, such as an auxiliary head, are dropped. The model itself is not changed. Takes any
+    timm model, ours, their `features_only`, `DenseBackbone` and token-reduced forms.
+
+    At another size the copy computes what the model would, or raises ValueError where something was stored or dropped for its own.
+
+    Args:
+        input_size: `H` for square, (H, W) or (C, H, W).
+        runtime: 'pytorch'; 'onnx' and 'onnx-int8' give the form that is exported, which may be slower in PyTorch.
+
+    Raises:
+        ValueError: on a size that the model does not take, an unknown runtime, or a layer that cannot be folded, since it has adapters,
+            hooks or weights of another kind, with its name.
+        ExportError: if the copy does not compute the same.
+    """
+    _check_runtime(runtime)
+    channels, height, width = image_shape(model, input_size)
+    plain = inference_copy(model)
+    place = next((tensor for tensor in (*plain.parameters(), *plain.buffers())), torch.empty(0)).device
+    images = verify.photo(0, (channels, height, width)).to(place)
+    expected = verify.make_case(plain, images, (0,)).outputs
+    deployed = deploy_form(plain, runtime, images)
+    found = verify.make_case(deployed, images, (0,)).outputs  # makes the tables that the model keeps for a size
+    limit = verify.CHOICE_TOLERANCE if any(getattr(m, 'selects', False) for m in model.modules()) else verify.TOLERANCE
+    for want, got in zip(expected, found, strict=True):
+        error = (got - want).abs().max() / want.abs().max().clamp(min=1e-30) if want.is_floating_point() and want.numel() else 0
+        if got.shape != want.shape or not error <= limit:
+            raise verify.ExportError(f'{type(model).__name__} in its form for inference differs by {error:.1e} of the largest value, '
+                                     f'{limit:.0e} is allowed.')
+    return deployed
+
+
+def deploy_form(model: nn.Module, runtime: str = 'onnx', images: Tensor | None = None) -> nn.Module:
     """A float32 copy of a model in inference form, folded and written as a runtime wants it; for timm's and other models too.
+
+    images: of the one size that the copy is for; None for any size: then nothing is stored or dropped, and only modules fold that know by
+        themselves what they can fold.
 
     Raises:
         ValueError: on a runtime that nothing is known about; on a layer that cannot be folded, since it has adapters, hooks or weights of
             another kind, with its name.
     """
-    if runtime not in RUNTIMES:
-        raise ValueError(f'runtime={runtime!r}: expected {" or ".join(map(repr, RUNTIMES))}.')
+    _check_runtime(runtime)
     model = inference_copy(model)
     try:
-        return _deploy(reparameterize_model(model, inplace=True), runtime, {}).eval()
+        model = reparameterize_model(model, inplace=True)
+        if images is not None:
+            seen = watch(model, images)
+            _fold(model, seen)
+            _drop(model, seen.idle, images)
+            _store_tables(model, seen, images)
+        return model if runtime == 'pytorch' else _deploy(model, runtime, {}).eval()
     except FoldError as e:
         raise FoldError(e.layer, next((name for name, module in model.named_modules() if module is e.layer), '')) from None
+
+
+def _check_runtime(runtime: str) -> None:
+    if runtime not in RUNTIMES:
+        raise ValueError(f'runtime={show(runtime)}: expected {", ".join(map(repr, RUNTIMES[:-1]))} or {RUNTIMES[-1]!r}.')
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
@@ -72,3 +139,131 @@ def _replacement(module: nn.Module, runtime: str) -> nn.Module:
         return SelectAdaptivePool2d(pool_type='fast')
     deploy = getattr(module, 'deploy', None)
     return deploy(runtime) if callable(deploy) else module  # elsewhere the name is also a flag
+
+
+class _Unscaled:
+    """In the place of a layer scale that was folded, in a forward that multiplies by it: changes nothing."""
+
+    def __mul__(self, other: Tensor) -> Tensor:
+        return other
+
+
+# timm's blocks that scale by a parameter of their own: which layer's output it scales, and what stands for a scale that is folded
+_GAMMAS = {
+    'beit.Block': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
+    'cait.LayerScaleBlock': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
+    'cait.LayerScaleBlockClassAttn': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
+    'convnext.ConvNeXtBlock': {'gamma': 'mlp.fc2'},
+    'edgenext.ConvBlock': {'gamma': 'mlp.fc2'},
+    'edgenext.SplitTransposeBlock': {'gamma_xca': 'xca.proj', 'gamma': 'mlp.fc2'},
+    'eva.EvaBlock': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
+    'inception_next.MetaNeXtBlock': {'gamma': 'mlp.fc2'},
+    'xcit.ClassAttentionBlock': {'gamma2': 'mlp.fc2'},
+    'xcit.XCABlock': {'gamma1': 'attn.proj', 'gamma2': 'mlp.fc2', 'gamma3': 'local_mp.conv2'},
+}
+_WITHOUT = {'convnext.ConvNeXtBlock', 'inception_next.MetaNeXtBlock'}  # ask whether there is one, and reshape it
+
+
+@torch.no_grad()
+def _fold(model: nn.Module, seen: Watched) -> None:
+    """Fold, in place, batch norms and layer scales into the layer that alone feeds them, and the scales that timm's blocks hold."""
+    new = {}
+    for layer, follower in seen.pairs.items():
+        if isinstance(follower, LAYER_SCALES):
+            new[follower] = fold_layer_scale(layer, follower)
+        else:
+            new[layer], new[follower] = fold_batch_norm(layer, follower)
+    _replace(model, new)
+    for block in model.modules():
+        kind = type(block).__module__.removeprefix('timm.models.') + '.' + type(block).__name__
+        for name, path in _GAMMAS.get(kind, {}).items():
+            gamma, layer = block._parameters.get(name), _at(block, path)
+            if gamma is not None and layer is not None:
+                scale_layer(layer, gamma)
+                delattr(block, name)
+                setattr(block, name, None if kind in _WITHOUT else _Unscaled())
+
+
+def _at(module: nn.Module, path: str) -> nn.Module | None:
+    """The layer at a path, if it can be folded: nothing from there on down has hooks, adapters or weights of another kind."""
+    try:
+        layer = module.get_submodule(path)
+    except AttributeError:
+        return None
+    around = module.get_submodule(path.partition('.')[0])
+    return layer if type(layer) in LAYERS and all(map(is_bare, around.modules())) else None
+
+
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child in new:
+                module._modules[name] = new[child]
+
+
+class Dropped(nn.Module):
+    """In the place of a part that images of one size do not pass."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+
+    def forward(self, *args, **kwargs):
+        raise ValueError(f'This copy of a model is for images of {self.size[0]}x{self.size[1]} alone: what another size needs was dropped. '
+                         'Make one for this size with vitzoo.deploy.')
+
+
+def _drop(model: nn.Module, idle: list[nn.Module], images: Tensor) -> None:
+    _replace(model, dict.fromkeys(idle, Dropped(tuple(images.shape[2:]))))
+
+
+class StoredRotation(nn.Module):
+    """Rotary embedding that is stored for one grid."""
+
+    def __init__(self, rope: nn.Module, grid: tuple[int, int]):
+        super().__init__()
+        self.rope = rope
+        self.grid = grid
+        self.register_buffer('table', rope.get_embed(shape=list(grid)), persistent=False)
+
+    def get_embed(self, shape: tuple[int, int] | None = None) -> Tensor:
+        return self.table if shape is not None and tuple(shape) == self.grid else self.rope.get_embed(shape)
+
+
+class OneSize:
+    """Forward hook that refuses images for which the tables of the model were not stored."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        if args and isinstance(args[0], Tensor) and tuple(args[0].shape[2:]) != self.size:
+            raise ValueError(f'Image of {"x".join(map(str, args[0].shape[2:]))}: the position table of this copy is stored for '
+                             f'{self.size[0]}x{self.size[1]}. Make one for this size with vitzoo.deploy.')
+
+
+@torch.no_grad()
+def _store_tables(model: nn.Module, seen: Watched, images: Tensor) -> None:
+    """Resample, in place, the positions of columnar models once and for all, and keep rotary embeddings."""
+    stored = False
+    for module in model.modules():
+        shape = seen.inputs.get(getattr(module, 'patch_embed', None))
+        if shape is None:
+            continue
+        height, width = shape[2:]
+        if isinstance(tables := getattr(module, 'position_tables', None), dict):
+            owner = module if hasattr(module, 'grid_size') else module.patch_embed
+            grid = tuple(math.ceil(n / p) for n, p in zip((height, width), module.patch_embed.patch_size, strict=True))
+            table = tables['pos_embed'].resample(module.pos_embed, tables['pos_embed'].size, grid)
+        elif isinstance(module, VisionTransformer | Eva) and module.dynamic_img_size:
+            owner, grid = module.patch_embed, tuple(module.patch_embed.dynamic_feat_size((height, width)))
+            if type(rope := getattr(module, 'rope', None)) in (RotaryEmbeddingCat, RotaryEmbeddingDinoV3):
+                module.rope = StoredRotation(rope, grid)
+            table = None if module.pos_embed is None else resample_abs_pos_embed(
+                module.pos_embed, grid, tuple(owner.grid_size), 0 if module.no_embed_class else module.num_prefix_tokens)
+        else:
+            continue
+        if table is not None and tuple(owner.grid_size) != grid:
+            module.pos_embed, owner.grid_size, stored = nn.Parameter(table, requires_grad=False), grid, True
+    if stored:
+        model.register_forward_pre_hook(OneSize(tuple(images.shape[2:])))

@@ -110,10 +110,10 @@ def export_onnx(
         step('run in PyTorch')
         # in float32 on the CPU whatever the caller has; the file is made of `deployed` and compared with `plain`
         plain = inference_copy(model).cpu()
-        deployed = deploy_form(plain)
         batches = BATCHES if dynamic_batch else (1,) * len(verify.SEEDS)
         notes = []
         cases = [verify.make_cases(plain, size, batches)]
+        deployed = deploy_form(plain, 'onnx', None if dynamic_size else cases[0][0].images)
         if dynamic_size:
             cases += _cases_at_other_sizes(plain, size, batches, notes)
         names = _output_names(model, cases[0][0])

@@ -55,23 +55,27 @@ def make_cases(model: nn.Module, size: tuple[int, int, int], batches: Sequence[i
     Raises:
         ValueError: if the model cannot take them, or makes of them what is not a tensor or a list of tensors, or not finite.
     """
-    objects = getattr(model, 'objects', False)
     cases, seeds = [], list(SEEDS)
     for batch in batches:
         now, seeds = tuple(seeds[:batch]), seeds[batch:]
-        images = torch.cat([photo(seed, size) for seed in now])
-        try:
-            with torch.no_grad():
-                outputs = model(images)
-        except Exception as e:  # whatever the model thinks of this size
-            raise ValueError(f'{type(model).__name__} does not take images of (C, H, W) = {size}: {e}') from e
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs) if isinstance(outputs, (list, tuple)) else []
-        if not outputs or not all(isinstance(o, Tensor) and (objects or o.ndim > 1 and len(o) == batch) for o in outputs):
-            raise ValueError(f'{type(model).__name__} must return a tensor, or a list or tuple of tensors, each with the batch first.')
-        if not all(o.isfinite().all() for o in outputs):
-            raise ValueError(f'{type(model).__name__} returns values that are not finite for images of {size}: its weights are damaged.')
-        cases.append(Case(images, now, outputs, objects))
+        cases.append(make_case(model, torch.cat([photo(seed, size) for seed in now]), now))
     return cases
+
+
+def make_case(model: nn.Module, images: Tensor, seeds: tuple[int, ...]) -> Case:
+    """Run the model on some images. Raises ValueError as `make_cases` does."""
+    objects, (batch, *size) = getattr(model, 'objects', False), images.shape
+    try:
+        with torch.no_grad():
+            outputs = model(images)
+    except Exception as e:  # whatever the model thinks of this size
+        raise ValueError(f'{type(model).__name__} does not take images of (C, H, W) = {tuple(size)}: {e}') from e
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs) if isinstance(outputs, (list, tuple)) else []
+    if not outputs or not all(isinstance(o, Tensor) and (objects or o.ndim > 1 and len(o) == batch) for o in outputs):
+        raise ValueError(f'{type(model).__name__} must return a tensor, or a list or tuple of tensors, each with the batch first.')
+    if not all(o.isfinite().all() for o in outputs):
+        raise ValueError(f'{type(model).__name__} returns values that are not finite for images of {tuple(size)}: its weights are damaged.')
+    return Case(images, seeds, outputs, objects)
 
 
 def open_session(path: str):

@@ -6,17 +6,20 @@ weight (adapters, hooks, parametrisations) it raises ValueError before anything 
 import copy
 
 import torch
-from timm.layers import LayerScale
+from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d, LayerScale, LayerScale2d
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from .nhwc import WithIdentity, identity_kernel
 from .plain import require_bare, require_plain
 
+LAYERS = (nn.Conv2d, Conv2dSame, nn.Linear)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
+
 
 def batch_norm_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Scale and shift (C,) of a batch norm in inference, or of what training tools put in its place; None for other modules."""
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d) or norm.running_mean is None:
+    if type(norm) not in BATCH_NORMS or norm.running_mean is None:
         return None
     require_bare(norm)
     scale = (norm.running_var + norm.eps).rsqrt()
@@ -28,17 +31,23 @@ def batch_norm_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | No
 
 @torch.no_grad()
 def fold_batch_norm(layer: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A convolution or linear layer and the batch norm behind it -> one that does both, and an identity."""
+    """A convolution or linear layer and the batch norm behind it -> one that does both, and an identity, or the norm's own activation."""
     affine = batch_norm_affine(norm)
     if affine is None:
         return layer, norm
-    require_plain(nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear, layer)
-    scale, shift = affine
-    fused = copy.copy(layer)  # the parameters of the layer itself stay
-    fused._parameters = dict(layer._parameters)
-    fused.weight = nn.Parameter(layer.weight * scale.view(-1, *(1,) * (layer.weight.ndim - 1)), requires_grad=False)
-    fused.bias = nn.Parameter(shift if layer.bias is None else layer.bias * scale + shift, requires_grad=False)
-    return fused, nn.Identity()
+    require_plain(type(layer) if type(layer) in LAYERS else nn.Linear, layer)
+    rest = norm.act if isinstance(norm, BatchNormAct2d | FrozenBatchNormAct2d) else nn.Identity()
+    return _scaled(layer, *affine), rest
+
+
+def _scaled(layer: nn.Conv2d | nn.Linear, scale: torch.Tensor, shift: torch.Tensor | None = None) -> nn.Module:
+    """A layer that answers scale * layer(x) + shift, both (channels,); the parameters of the layer itself stay."""
+    scaled = copy.copy(layer)
+    scaled._parameters = dict(layer._parameters)
+    scaled.weight = nn.Parameter(layer.weight * scale.view(-1, *(1,) * (layer.weight.ndim - 1)), requires_grad=False)
+    bias = shift if layer.bias is None else layer.bias * scale if shift is None else layer.bias * scale + shift
+    scaled.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return scaled
 
 
 @torch.no_grad()
@@ -55,15 +64,21 @@ def fold_norm_before(norm: nn.Module, linear: nn.Linear) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_layer_scale(linear: nn.Linear, scale: nn.Module) -> nn.Module:
-    """Scale a linear layer, in place, by the layer scale behind it -> an identity for the scale."""
-    if not isinstance(scale, LayerScale):
+def fold_layer_scale(layer: nn.Linear | nn.Conv2d, scale: nn.Module) -> nn.Module:
+    """Scale a layer, in place, by the layer scale behind it -> an identity for the scale."""
+    if not isinstance(scale, LayerScale | LayerScale2d):
         return scale
     require_bare(scale)
-    require_plain(nn.Linear, linear)
-    linear.weight *= scale.gamma[:, None]
-    linear.bias *= scale.gamma
+    scale_layer(layer, scale.gamma)
     return nn.Identity()
+
+
+@torch.no_grad()
+def scale_layer(layer: nn.Linear | nn.Conv2d, gamma: torch.Tensor) -> None:
+    """Have a layer answer gamma (channels,) times what it did, in place; a weight that others share stays as it is for them."""
+    require_plain(type(layer) if type(layer) in LAYERS else nn.Linear, layer)
+    layer._parameters.update(_scaled(layer, gamma)._parameters)
+
 
 @torch.no_grad()
 def fold_identity(conv: nn.Conv2d) -> nn.Conv2d:
