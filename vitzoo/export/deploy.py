@@ -24,10 +24,10 @@ from torch.nn.utils import parametrize
 from ..arguments import check_types, show
 from ..facts import image_shape
 from ..layers import fold_batch_norm, fold_layer_scale
-from ..layers.fold import LAYERS, scale_layer
+from ..layers.fold import LAYER_SCALES, LAYERS, scale_layer
 from ..layers.plain import FoldError, holds_other_weights, is_bare
 from . import verify
-from .watch import LAYER_SCALES, Watched, watch
+from .watch import Watched, watch
 
 RUNTIMES = ('pytorch', 'onnx', 'onnx-int8')
 
@@ -36,9 +36,9 @@ RUNTIMES = ('pytorch', 'onnx', 'onnx-int8')
 def deploy(model: nn.Module, input_size: int | tuple[int, ...], runtime: str = 'pytorch') -> nn.Module:
     """A copy of a model for inference at one image size, which computes the same to 1e-5 of an output's largest value.
 
-    A float32 copy in eval mode, on the device of the model, without gradients. Batch norms and layer scales are folded into the layer before
-    them, residual depthwise convolutions become one, branches merge (timm's `reparameterize_model`), tables for the size are stored, and
-    parts that an image of this size does not pass, such as an auxiliary head, are dropped. The model itself is not changed. Takes any
+    A float32 copy in eval mode, on the device of the model, without gradients. Batch norms and layer scales are folded into the layer
+    before them, residual depthwise convolutions become one, branches merge (timm's `reparameterize_model`), tables for the size are stored,
+    and parts that an image of this size does not pass, such as an auxiliary head, are dropped. The model itself is not changed. Takes any
     timm model, ours, their `features_only`, `DenseBackbone` and token-reduced forms.
 
     At another size the copy computes what the model would, or raises ValueError where something was stored or dropped for its own.
