@@ -2,6 +2,9 @@
 from .activations import Gelu as Gelu
 from .attention import SoftmaxAttention as SoftmaxAttention
 from .attention import attend as attend
+from .attention import attend_unscaled as attend_unscaled
+from .attention import linear_of as linear_of
+from .attention import split_qkv as split_qkv
 from .checks import MOST as MOST
 from .checks import MOST_BLOCKS as MOST_BLOCKS
 from .checks import check_choice as check_choice
@@ -20,8 +23,11 @@ from .fold import fold_identity as fold_identity
 from .fold import fold_layer_scale as fold_layer_scale
 from .fold import fold_norm_before as fold_norm_before
 from .heads import join_heads as join_heads
+from .heads import split_heads as split_heads
 from .nhwc import channels_last as channels_last
+from .nhwc import no_conv as no_conv
 from .nhwc import on_nchw as on_nchw
+from .nhwc import pointwise_conv as pointwise_conv
 from .nhwc import residual_conv as residual_conv
 from .plain import is_plain as is_plain
 from .plain import require_bare as require_bare

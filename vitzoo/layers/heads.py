@@ -2,6 +2,11 @@
 import torch
 
 
+def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B, N, heads * d) -> (B, heads, N, d)."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
 def join_heads(x: torch.Tensor) -> torch.Tensor:
     """What attention answers, (B, heads, N, d) -> (B, N, heads * d)."""
     x = x.transpose(1, 2)

@@ -45,3 +45,21 @@ def residual_conv(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         return x + on_nchw(conv, x)
     weight = conv.weight + identity_kernel(*conv.kernel_size, like=conv.weight)
     return F.conv2d(x.permute(0, 3, 1, 2), weight, conv.bias, padding=conv.padding, groups=conv.groups).permute(0, 2, 3, 1)
+
+
+def pointwise_conv(linear: nn.Linear) -> nn.Conv2d:
+    """A linear layer as a 1x1 convolution, on the same weight, for inference."""
+    conv = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1, device='meta')  # no memory, no random numbers
+    conv.weight, conv.bias = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False), linear.bias
+    return conv
+
+
+def no_conv(dim: int) -> nn.Conv2d:
+    """A depthwise 1x1 convolution that changes nothing.
+
+    ONNX Runtime keeps maps between convolutions in a layout of its own, in which a convolution adds another map to its answer at no cost.
+    This one brings a map there.
+    """
+    conv = nn.Conv2d(dim, dim, kernel_size=1, groups=dim, bias=False, device='meta')
+    conv.weight = nn.Parameter(torch.ones(dim, 1, 1, 1), requires_grad=False)
+    return conv

@@ -21,6 +21,7 @@ from ..arguments import check_types
 from ..layers import (
     Gelu,
     SoftmaxAttention,
+    attend_unscaled,
     cells,
     channels_last,
     check_pair,
@@ -29,10 +30,14 @@ from ..layers import (
     fold_identity,
     is_plain,
     join_heads,
+    linear_of,
     on_nchw,
+    pointwise_conv,
     record,
     recording,
+    require_plain,
     residual_conv,
+    split_qkv,
 )
 from ..weights.layout import Layout
 from ._builder import build_model
@@ -45,30 +50,54 @@ MIN_SAVED_MACS = 2 ** 26  # an image; fewer are not worth three more operators
 
 
 @register_notrace_function
-def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, C) -> (B, M, h * w, C), row by row; zeros at the right and bottom complete the last windows."""
-    B, H, W, C = x.shape
+def pad_to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, C) with zeros at the right and bottom that complete the last windows."""
+    H, W = x.shape[1:3]
     h, w = window
     if H % h or W % w or torch.jit.is_tracing():  # what TorchScript traces serves other sizes too
         x = F.pad(x, (0, 0, 0, (w - W % w) % w, 0, (h - H % h) % h))
-        H, W = x.shape[1:3]
+    return x
+
+
+@register_notrace_function
+def to_windows(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, C) -> (B, M, h * w, C), row by row; zeros at the right and bottom complete the last windows."""
+    x = pad_to_windows(x, window)
+    B, H, W, C = x.shape
+    h, w = window
     # rank 4, with whole rows of a window as the last axis
     return x.view(B * (H // h), h, W // w, w * C).transpose(1, 2).contiguous().view(B, (H // h) * (W // w), h * w, C)
 
 
 @register_notrace_function
-def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int], fused: bool = True) -> torch.Tensor:
-    """x (B, H, W, C) plus the map that `to_windows` would cut into these windows, less its padding.
+def to_window_heads(x: torch.Tensor, window: tuple[int, int], num_heads: int) -> torch.Tensor:
+    """(B, H, W, C) -> (B * M, heads, h * w, d), the windows of `to_windows` and their heads at once."""
+    B, H, W, C = x.shape
+    h, w = window
+    x = x.view(B * (H // h), h, W // w, w, num_heads, C // num_heads).permute(0, 2, 4, 1, 3, 5)
+    return x.contiguous().view(B * (H // h) * (W // w), num_heads, h * w, C // num_heads)
 
-    fused: without padding the sum itself reads the windows in the order of the map, which exporters would spread over more operators.
-    """
+
+@register_notrace_function
+def from_window_heads(x: torch.Tensor, window: tuple[int, int], H: int, W: int) -> torch.Tensor:
+    """The reverse of `to_window_heads`, less the padding: (B * M, heads, h * w, d) -> (B, H, W, C)."""
+    num_heads, d = x.shape[1], x.shape[3]
+    h, w = window
+    rows, cols = (H + h - 1) // h, (W + w - 1) // w
+    x = x.view(-1, cols, num_heads, h, w, d).permute(0, 3, 1, 4, 2, 5).contiguous()
+    return x.view(-1, rows * h, cols * w, num_heads * d)[:, :H, :W]
+
+
+@register_notrace_function
+def add_windows(x: torch.Tensor, windows: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """x (B, H, W, C) plus the map that `to_windows` would cut into these windows, less its padding."""
     B, H, W, C = x.shape
     h, w = window
     rows, cols = (H + h - 1) // h, (W + w - 1) // w
-    if not fused or H % h or W % w or torch.jit.is_tracing():
+    if H % h or W % w or torch.jit.is_tracing():
         y = windows.view(B * rows, cols, h, w * C).transpose(1, 2).contiguous().view(B, rows * h, cols * w, C)
         return y[:, :H, :W] + x
-    # the sum answers in the memory order of its first operand
+    # The sum itself reads the windows in the order of the map; it answers in the memory order of its first operand.
     y = windows.view(B, rows, cols, h, w, C).transpose(2, 3)
     return (x.unflatten(2, (cols, w)).unflatten(1, (rows, h)) + y).view(B, H, W, C)
 
@@ -111,23 +140,17 @@ class WindowAttention(nn.Module):
         return self.proj(join_heads(self.sdp_attn(q, k, v)).view(B, M, L, C))
 
 
-def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float, fused: bool = True) -> torch.Tensor:
+def channel_map(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
     """Attention of channels, (B * g, d, N) and (B * g, N, d) -> (B * g, d, d), each row summing to 1.
 
-    Logits are sums over all positions and reach thousands: fused, they are scaled before they are rounded, for float16's sake.
+    Logits are sums over all positions and reach thousands: they are scaled before they are rounded, for float16's sake.
     """
-    if fused:
-        logits = torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
-    else:
-        logits = torch.bmm(left, right) * scale
+    logits = torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
     return logits.softmax(2, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None).to(logits.dtype)
 
 
-def times_each(a: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None, fused: bool = True) -> torch.Tensor:
+def times_each(a: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """One matrix (I, J) times each of a batch (B, J, K), plus a bias for each row (I): (B, I, K)."""
-    if not fused:
-        x = torch.matmul(a, x)
-        return x if bias is None else x + bias[:, None]
     a = a.expand(x.shape[0], -1, -1)
     return torch.bmm(a, x) if bias is None else torch.baddbmm(bias[:, None], a, x)
 
@@ -139,12 +162,6 @@ class ChannelAttention(nn.Module):
     The paper's channel group attention with the roles that the published code gives: A = softmax(d^-0.5 k^T v), a (d, d) map with rows
     for k and columns for v, and the output is A q^T. In v2 (Florence-2): A = softmax(N^-0.5 q^T k), and the output is A v^T.
     """
-    fused = True  # products with what PyTorch adds and scales in the same operator
-
-    def deploy(self, runtime: str) -> nn.Module:
-        """Operators one by one, as exporters write them out, with less to copy."""
-        self.fused = False
-        return self
 
     def __init__(self, dim: int, num_heads: int, v2: bool = False, device=None, dtype=None):
         super().__init__()
@@ -163,7 +180,7 @@ class ChannelAttention(nn.Module):
             return self._forward_merged(x, roles, scale).view(B, H, W, C)
         qkv = self.qkv(x).view(B, N, 3, g, C // g).permute(2, 0, 3, 1, 4).contiguous().view(3, B * g, N, C // g)
         left, right, values = (qkv[i] for i in roles)
-        x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale, self.fused).transpose(1, 2))
+        x = torch.bmm(values, channel_map(left.transpose(1, 2), right, scale).transpose(1, 2))
         return self.proj(x.view(B, g, N, C // g).transpose(1, 2).contiguous().view(B, H, W, C))
 
     def _forward_merged(self, x: torch.Tensor, roles: tuple[int, int, int], scale: float) -> torch.Tensor:
@@ -174,15 +191,15 @@ class ChannelAttention(nn.Module):
         B, N, C = x.shape
         g = self.num_heads
         weights, biases = self.qkv.weight.view(3, C, C), self.qkv.bias.view(3, C)
-        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i], self.fused).view(B * g, C // g, N) for i in roles[:2])
-        A = channel_map(left, right.transpose(1, 2), scale, self.fused)
+        left, right = (times_each(weights[i], x.transpose(1, 2), biases[i]).view(B * g, C // g, N) for i in roles[:2])
+        A = channel_map(left, right.transpose(1, 2), scale)
         proj = self.proj.weight.t().unflatten(0, (g, -1)).expand(B, -1, -1, -1).contiguous().view(B * g, C // g, C)
         merged = torch.bmm(A.transpose(1, 2), proj).view(B, C, C)
         weight, bias = weights[roles[2]], biases[roles[2]]
         if (N - C) * C * C < MIN_SAVED_MACS:
             return torch.baddbmm(self.proj.bias, F.linear(x, weight, bias), merged)
-        bias = times_each(bias[None], merged, fused=self.fused) + self.proj.bias
-        return torch.baddbmm(bias, x, times_each(weight.t(), merged, fused=self.fused))
+        bias = times_each(bias[None], merged) + self.proj.bias
+        return torch.baddbmm(bias, x, times_each(weight.t(), merged))
 
 
 class Block(nn.Module):
@@ -207,10 +224,14 @@ class Block(nn.Module):
         # the sum takes the memory layout of its first operand: channels last
         return self.drop_path(self.mlp(self.norm2(x))) + x
 
+    def deploy(self, runtime: str) -> nn.Module:
+        """As a chain of convolutions. Raises ValueError if the linear layers are more than their weight."""
+        require_plain(nn.Linear, self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
+        return DeployedBlock(self, self.deployed_attention())
+
 
 class SpatialBlock(Block):
     """Block with attention within windows."""
-    fused = True  # see `add_windows`
 
     def __init__(self, dim: int, num_heads: int, window: tuple[int, int], *args, device=None, dtype=None):
         super().__init__(dim, WindowAttention(dim, num_heads, device=device, dtype=dtype), *args, device=device, dtype=dtype)
@@ -221,12 +242,10 @@ class SpatialBlock(Block):
             (H, W), (h, w) = x.shape[1:3], self.window
             record(self, 'windows', cells(H, W, h, w), -(-H // h) * -(-W // w))
         y = self.drop_path(self.attn(to_windows(self.norm1(x), self.window)))
-        return add_windows(x, y, self.window, self.fused)
+        return add_windows(x, y, self.window)
 
-    def deploy(self, runtime: str) -> nn.Module:
-        """The windows become a map, which is added to the other."""
-        self.fused = False
-        return self
+    def deployed_attention(self) -> nn.Module:
+        return DeployedWindowAttention(self.attn, self.window)
 
 
 class ChannelBlock(Block):
@@ -234,6 +253,75 @@ class ChannelBlock(Block):
 
     def __init__(self, dim: int, num_heads: int, v2: bool, *args, device=None, dtype=None):
         super().__init__(dim, ChannelAttention(dim, num_heads, v2, device=device, dtype=dtype), *args, device=device, dtype=dtype)
+
+    def deployed_attention(self) -> nn.Module:
+        return DeployedChannelAttention(self.attn)
+
+
+class DeployedWindowAttention(nn.Module):
+    """What a `SpatialBlock` attends to, less the last projection; (B, H, W, C) in and out.
+
+    Windows are cut after the projections, together with the heads, and nothing is split, see `split_qkv`.
+    """
+
+    def __init__(self, attn: WindowAttention, window: tuple[int, int]):
+        super().__init__()
+        self.window = window
+        self.num_heads = attn.num_heads
+        self.q, self.k, self.v, proj = split_qkv([attn.qkv], attn.proj, attn.num_heads)
+        self.proj = pointwise_conv(proj)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        H, W = x.shape[1:3]
+        x = pad_to_windows(x, self.window)
+        q, k, v = (to_window_heads(layer(x), self.window, self.num_heads) for layer in (self.q, self.k, self.v))
+        return from_window_heads(attend_unscaled(q, k, v), self.window, H, W)
+
+
+class DeployedChannelAttention(nn.Module):
+    """What a `ChannelBlock` attends to, less the last projection; (B, H, W, C) in and out."""
+
+    def __init__(self, attn: ChannelAttention):
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.v2 = attn.v2
+        # rows of the map, its columns, values
+        q, k, v = (linear_of(*parts) for parts in zip(attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3), strict=True))
+        self.left, self.right, self.values = (pointwise_conv(layer) for layer in ((q, k, v) if self.v2 else (k, v, q)))
+        self.proj = pointwise_conv(attn.proj)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        N, g = H * W, self.num_heads
+        scale = (N if self.v2 else C // g) ** -0.5
+        x = x.permute(0, 3, 1, 2)
+        left, right, values = (conv(x).view(B, g, C // g, N) for conv in (self.left, self.right, self.values))
+        A = (left @ right.transpose(2, 3) * scale).softmax(-1)
+        return (A @ values).view(B, C, H, W).permute(0, 2, 3, 1)
+
+
+class DeployedBlock(nn.Module):
+    """`Block` whose map between the layers is NCHW, where the runtime adds what is kept within convolutions; (B, H, W, C) in and out."""
+
+    def __init__(self, block: Block, attn: nn.Module):
+        super().__init__()
+        self.cpe1 = block.cpe1
+        self.norm1 = block.norm1
+        self.attn = attn
+        self.cpe2 = block.cpe2
+        self.norm2 = block.norm2
+        self.fc1 = pointwise_conv(block.mlp.fc1)
+        self.act = block.mlp.act
+        self.fc2 = pointwise_conv(block.mlp.fc2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.cpe1(x)
+        y = self.attn(self.norm1(x))
+        x = x.permute(0, 3, 1, 2) + self.attn.proj(y.permute(0, 3, 1, 2))
+        x = self.cpe2(x.permute(0, 2, 3, 1))
+        y = self.norm2(x).permute(0, 3, 1, 2)
+        x = x.permute(0, 3, 1, 2) + self.fc2(self.act(self.fc1(y)))
+        return x.permute(0, 2, 3, 1)
 
 
 @register_notrace_module

@@ -32,6 +32,7 @@ from ..arguments import as_type, check_types
 from ..layers import (
     Gelu,
     SoftmaxAttention,
+    attend_unscaled,
     cells,
     channels_last,
     check_choice,
@@ -44,6 +45,8 @@ from ..layers import (
     per_size,
     record,
     recording,
+    split_heads,
+    split_qkv,
 )
 from ..weights.layout import Layout
 from ._builder import build_model
@@ -240,31 +243,38 @@ def query_windows(H: int, W: int, per_window: int) -> np.ndarray:
 
 # ---- attention
 
-def attend(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Callable, groups: int = 1,
+KeysValues = torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # (B, T, 2C), keys before values, or two (B, T, C)
+
+
+def attend(q: torch.Tensor, kv: KeysValues, num_heads: int, sdp_attn: Callable, groups: int = 1,
            mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Multi-head attention of q (B, Q, C) on kv (B, T, 2C), keys before values.
+    """Multi-head attention of q (B, Q, C) on kv.
 
     Each of `groups` equal runs of queries attends to its own run of keys. mask is added to the logits, broadcast to
     (B * groups, heads, Q / groups, T / groups).
     """
     B, Q, C = q.shape
     q = q.reshape(B * groups, Q // groups, num_heads, C // num_heads).transpose(1, 2)
-    k, v = kv.reshape(B * groups, kv.shape[1] // groups, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+    if isinstance(kv, tuple):
+        k, v = (x.reshape(B * groups, x.shape[1] // groups, num_heads, C // num_heads).transpose(1, 2) for x in kv)
+    else:
+        k, v = kv.reshape(B * groups, kv.shape[1] // groups, 2, num_heads, C // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
     return join_heads(sdp_attn(q, k, v, mask)).view(B, Q, C)
 
 
-def attend_near(q: torch.Tensor, kv: torch.Tensor, num_heads: int, sdp_attn: Callable, H: int, W: int, near: KeyWindow,
+def attend_near(q: torch.Tensor, kv: KeysValues, num_heads: int, sdp_attn: Callable, H: int, W: int, near: KeyWindow,
                 pad_mask: str | None) -> torch.Tensor:
     """Attention of the tokens of each window on the keys around it (see `halo_keys`, `patch_keys`).
 
     q (B, M, C) are semantic tokens, or image tokens (B, N, C) in recovery.
     """
     rows, cols = num_windows(H, W)
-    num_keys = operator.index(kv.shape[1])
+    num_keys = operator.index((kv[0] if isinstance(kv, tuple) else kv).shape[1])
     if num_keys <= near.side ** 2 * (1 + GATHER_COST / near.queries):
         return attend(q, kv, num_heads, sdp_attn, mask=query_weights(H, W, near, pad_mask, num_keys, q)[None, None])
     mask = gathered_mask(H, W, near, pad_mask, like=q).repeat(q.shape[0], 1, 1, 1)
-    kv = kv.index_select(1, gathered_keys(H, W, near, pad_mask, like=q))
+    index = gathered_keys(H, W, near, pad_mask, like=q)
+    kv = tuple(x.index_select(1, index) for x in kv) if isinstance(kv, tuple) else kv.index_select(1, index)
     if q.shape[1] == rows * cols * near.queries:
         return attend(q, kv, num_heads, sdp_attn, rows * cols, mask)
     tokens = window_tokens(H, W, 0, like=q).clamp(max=H * W - 1)  # whatever padding attends to is cropped
@@ -338,6 +348,39 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(self.position_bias().clone(), requires_grad=False)
         return self
 
+    def deploy(self, runtime: str) -> nn.Module:
+        """With one layer for each of q, k, v. Raises ValueError if the layers are more than their weight."""
+        return DeployedWindowAttention(self)
+
+
+class DeployedWindowAttention(nn.Module):
+    """`WindowAttention` that splits nothing, see `split_qkv`."""
+
+    def __init__(self, attn: WindowAttention):
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.register_buffer('position_bias', attn.position_bias().detach(), persistent=False)
+        self.q, self.k, self.v, self.proj = split_qkv([attn.qkv], attn.proj, attn.num_heads)
+
+    def forward(self, x: torch.Tensor, H: int, W: int, shift: int) -> torch.Tensor:
+        B, N, C = x.shape
+        windows = math.prod(num_windows(H, W))
+        padded = N < windows * WINDOW ** 2
+        if padded:
+            x = add_row(x)
+        q, k, v = (layer(x) for layer in (self.q, self.k, self.v))
+        if padded:
+            q, k, v = (y.index_select(1, window_tokens(H, W, shift, like=x)) for y in (q, k, v))
+        bias = self.position_bias
+        if shift:
+            masked = bias + shift_masks(like=bias)
+            bias = masked.index_select(0, window_kinds(H, W, like=x).repeat(B))
+        q, k, v = (split_heads(y.reshape(B * windows, WINDOW ** 2, C), self.num_heads) for y in (q, k, v))
+        x = join_heads(attend_unscaled(q, k, v, bias)).view(B, windows * WINDOW ** 2, C)
+        if padded:
+            x = x.index_select(1, token_places(H, W, shift, like=x))
+        return self.proj(x)
+
 
 class TokenAttention(nn.Module):
     """Projections of an attention of some tokens on others."""
@@ -353,6 +396,22 @@ class TokenAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
         return self.proj(attend(self.q(x), self.kv(context), self.num_heads, self.sdp_attn))
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """With one layer for each of q, k, v. Raises ValueError if the layers are more than their weight."""
+        return DeployedTokenAttention(self)
+
+
+class DeployedTokenAttention(nn.Module):
+    """`TokenAttention` that splits nothing, see `split_qkv`."""
+
+    def __init__(self, attn: TokenAttention):
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.q, self.k, self.v, self.proj = split_qkv([attn.q, attn.kv], attn.proj, attn.num_heads)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        return self.proj(attend(self.q(x), (self.k(context), self.v(context)), self.num_heads, attend_unscaled))
 
 
 # ---- blocks

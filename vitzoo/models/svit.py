@@ -20,6 +20,7 @@ from ..layers import (
     MOST,
     Gelu,
     SoftmaxAttention,
+    attend_unscaled,
     channels_last,
     check_pair,
     check_ratios,
@@ -29,12 +30,16 @@ from ..layers import (
     fold_layer_scale,
     fold_norm_before,
     join_heads,
+    no_conv,
     on_nchw,
     per_size,
+    pointwise_conv,
     record,
     recording,
     require_plain,
     residual_conv,
+    split_heads,
+    split_qkv,
 )
 from ..weights.layout import Layout
 from ._builder import build_model
@@ -121,6 +126,23 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(join_heads(self.sdp_attn(q, k, v)))
 
+    def deploy(self, runtime: str) -> nn.Module:
+        """With one layer for each of q, k, v. Raises ValueError if the layers are more than their weight."""
+        return DeployedAttention(self)
+
+
+class DeployedAttention(nn.Module):
+    """`Attention` that splits nothing, see `split_qkv`."""
+
+    def __init__(self, attn: Attention):
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.q, self.k, self.v, self.proj = split_qkv([attn.qkv], attn.proj, attn.num_heads)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (split_heads(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        return self.proj(join_heads(attend_unscaled(q, k, v)))
+
 
 @register_notrace_module
 class SuperTokenAttention(nn.Module):
@@ -153,13 +175,6 @@ class SuperTokenAttention(nn.Module):
 
         x = x.reshape(B, rows, cols, h, w, C).transpose(2, 3).contiguous().view(B, rows * h, cols * w, C)
         return x[:, :H, :W] if H % h or W % w else x
-
-
-def pointwise_conv(linear: nn.Linear) -> nn.Conv2d:
-    """A linear layer as a 1x1 convolution, on the same weight."""
-    conv = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1, device='meta')  # no memory, no random numbers
-    conv.weight, conv.bias = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False), linear.bias
-    return conv
 
 
 class ConvMlp(nn.Module):
@@ -195,12 +210,12 @@ class DeployedConvMlp(nn.Module):
         super().__init__()
         self.fc1 = pointwise_conv(mlp.fc1)
         self.act = mlp.act
-        self.dwconv = mlp.dwconv
+        self.dwconv = mlp.dwconv  # with the identity
         self.fc2 = pointwise_conv(mlp.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act(self.fc1(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # from layer to layer without a transpose
-        return on_nchw(self.fc2, residual_conv(self.dwconv, x))
+        x = x.permute(0, 3, 1, 2)
+        return self.fc2(self.dwconv(self.act(self.fc1(x)))).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -233,6 +248,33 @@ class Block(nn.Module):
         self.ls1 = fold_layer_scale(self.attn.attn.proj, self.ls1)
         self.ls2 = fold_layer_scale(self.mlp.fc2, self.ls2)
         return self
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """As a chain of convolutions, if all is folded."""
+        folded = all(type(layer) is nn.Identity for layer in (self.norm2, self.ls1, self.ls2))
+        return DeployedBlock(self) if folded else self
+
+
+class DeployedBlock(nn.Module):
+    """`Block` whose map between the layers is NCHW, where the runtime adds what is kept within convolutions; (B, H, W, C) in and out."""
+
+    def __init__(self, block: Block):
+        super().__init__()
+        self.pos_embed = block.pos_embed  # with the identity
+        self.norm1 = block.norm1
+        self.attn = block.attn
+        if self.attn.stoken_size == (1, 1):
+            self.proj, self.attn.attn.proj = pointwise_conv(self.attn.attn.proj), nn.Identity()
+        else:
+            self.proj = no_conv(self.pos_embed.in_channels)
+        self.mlp = block.mlp
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pos_embed(x.permute(0, 3, 1, 2))
+        y = self.attn(self.norm1(x.permute(0, 2, 3, 1)))
+        x = x + self.proj(y.permute(0, 3, 1, 2))
+        x = x + self.mlp.fc2(self.mlp.dwconv(self.mlp.act(self.mlp.fc1(x))))
+        return x.permute(0, 2, 3, 1)
 
 
 class Downsample(nn.Module):
