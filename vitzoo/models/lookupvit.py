@@ -11,7 +11,7 @@ Shapes: B batch, H W image, h w map of patches, N = h * w lookup tokens, M compr
 """
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -54,6 +54,7 @@ from ..layers import (
     resize_tokens,
     specialize_size,
 )
+from ..layers.sequence_first import SequenceFirstAttention, attention_map, is_plain_attention, merge_heads, split_heads
 from ..weights.adapt import Positions
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
@@ -99,25 +100,22 @@ def make_tokens(
     return compressed + resize_table(pos_compressed, table_size, size, 'bilinear'), lookup
 
 
-def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+def stack_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B, T, D) -> (B * heads, T, d)."""
     B, T, D = x.shape
     return x.view(B, T, num_heads, D // num_heads).transpose(1, 2).contiguous().view(B * num_heads, T, D // num_heads)
 
 
-def merge_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+def unstack_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B * heads, T, d) -> (B, T, D)."""
     T, d = x.shape[1:]
     B = x.shape[0] // num_heads
     return x.view(B, num_heads, T, d).transpose(1, 2).contiguous().view(B, T, num_heads * d)
 
 
-def conv_by_head(weight: torch.Tensor, num_heads: int) -> nn.Conv1d:
-    """A matrix (o, i) for each head, (heads * o, i) in all, as a convolution (B, heads * i, M) -> (B, heads * o, M)."""
-    out_channels, in_channels = weight.shape
-    conv = nn.Conv1d(num_heads * in_channels, out_channels, 1, groups=num_heads, bias=False, device='meta')  # no memory, no random numbers
-    conv.weight = nn.Parameter(weight.detach()[:, :, None], requires_grad=False)
-    return conv
+def cheaper_by_token(M: int, N: int, D: int, num_heads: int) -> bool:
+    """Whether all D channels mixed by the maps of the heads and then projected cost less than the reverse order."""
+    return num_heads * N * M + M * D < N * D + N * M
 
 
 class Gather(nn.Module):
@@ -132,7 +130,6 @@ class Gather(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.reorder = False
-        self.v_conv = None  # see `deploy`
         self.norm = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
         self.norm_lookup = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
         # separate, since the norm of the keys would first copy them out of a joint projection
@@ -147,13 +144,13 @@ class Gather(nn.Module):
         (B, M, D), N = compressed.shape, lookup.shape[1]
         lookup = self.norm_lookup(lookup)
         q = self.q_norm(self.q(self.norm(compressed)))
-        q = split_heads(q if self.scale == 1 else q * self.scale, self.num_heads)
-        k = split_heads(self.k_norm(self.k(lookup)), self.num_heads)
+        q = stack_heads(q if self.scale == 1 else q * self.scale, self.num_heads)
+        k = stack_heads(self.k_norm(self.k(lookup)), self.num_heads)
         attention = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
-        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M and is_plain(self.v, nn.Linear):
+        if self.reorder and cheaper_by_token(M, N, D, self.num_heads) and is_plain(self.v, nn.Linear):
             gathered = self._gather_then_project(attention.view(B, self.num_heads * M, N), lookup)
         else:
-            gathered = merge_heads(torch.bmm(attention, split_heads(self.v(lookup), self.num_heads)), self.num_heads)
+            gathered = unstack_heads(torch.bmm(attention, stack_heads(self.v(lookup), self.num_heads)), self.num_heads)
         return self.proj(gathered), attention.view(B, self.num_heads, M, N)
 
     def _gather_then_project(self, attention: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
@@ -161,8 +158,6 @@ class Gather(nn.Module):
         B, D = lookup.shape[0], lookup.shape[2]
         M = attention.shape[1] // self.num_heads
         x = torch.bmm(attention, lookup).view(B, self.num_heads, M, D)
-        if self.v_conv is not None:
-            return self.v_conv(x.transpose(2, 3).reshape(B, self.num_heads * D, M)).transpose(1, 2)
         x = x.transpose(0, 1).contiguous().view(self.num_heads, B * M, D)
         x = torch.bmm(x, self.v.weight.view(self.num_heads, D // self.num_heads, D).transpose(1, 2))  # (heads, B * M, d)
         return x.view(self.num_heads, B, M, D // self.num_heads).permute(1, 2, 0, 3).contiguous().view(B, M, D)
@@ -182,11 +177,6 @@ class Gather(nn.Module):
         self.reorder = True
         return self
 
-    def deploy(self, runtime: str) -> nn.Module:
-        """The heads' matrices as a convolution: quantisation tools give that a scale for each channel, and fail at stacks of matrices."""
-        self.v_conv = conv_by_head(self.v.weight, self.num_heads)
-        return self
-
 
 class Infuse(nn.Module):
     """Lookup tokens take back: what L (B, N, D) gains from C (B, M, D) through the attention map of `Gather`.
@@ -199,7 +189,6 @@ class Infuse(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
         self.reorder = False
-        self.proj_conv = None  # see `deploy`
         self.norm = LayerNorm(dim, **dd) if pre_norm else nn.Identity()
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.v_norm = LayerNorm(dim, **dd)
@@ -208,20 +197,17 @@ class Infuse(nn.Module):
     def forward(self, compressed: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         (B, M, D), N = compressed.shape, attention.shape[3]
         v = self.v_norm(self.v(self.norm(compressed)))
-        if self.reorder and self.num_heads * N * M + M * D < N * D + N * M and is_plain(self.proj, nn.Linear):
+        if self.reorder and cheaper_by_token(M, N, D, self.num_heads) and is_plain(self.proj, nn.Linear):
             return self._project_then_spread(v, attention.view(B, self.num_heads * M, N))
-        spread = torch.bmm(attention.view(B * self.num_heads, M, N).transpose(1, 2), split_heads(v, self.num_heads))
-        return self.proj(merge_heads(spread, self.num_heads))
+        spread = torch.bmm(attention.view(B * self.num_heads, M, N).transpose(1, 2), stack_heads(v, self.num_heads))
+        return self.proj(unstack_heads(spread, self.num_heads))
 
     def _project_then_spread(self, v: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """(A^T V) O as A^T (V O): the output projection acts on M tokens a head instead of all N."""
         B, M, D = v.shape
-        if self.proj_conv is not None:
-            v = self.proj_conv(v.transpose(1, 2)).view(B, self.num_heads, D, M).transpose(2, 3).reshape(B, self.num_heads * M, D)
-        else:
-            v = v.view(B * M, self.num_heads, D // self.num_heads).transpose(0, 1)
-            weight = self.proj.weight.view(D, self.num_heads, D // self.num_heads).permute(1, 2, 0)  # (heads, d, D)
-            v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).contiguous().view(B, self.num_heads * M, D)
+        v = v.view(B * M, self.num_heads, D // self.num_heads).transpose(0, 1)
+        weight = self.proj.weight.view(D, self.num_heads, D // self.num_heads).permute(1, 2, 0)  # (heads, d, D)
+        v = torch.bmm(v, weight).view(self.num_heads, B, M, D).transpose(0, 1).contiguous().view(B, self.num_heads * M, D)
         return torch.baddbmm(self.proj.bias, attention.transpose(1, 2), v)
 
     def fuse(self) -> nn.Module:
@@ -229,12 +215,58 @@ class Infuse(nn.Module):
         self.reorder = True
         return self
 
-    def deploy(self, runtime: str) -> nn.Module:
-        """The heads' matrices as a convolution, as in `Gather`. Raises ValueError if the layer is more than its weight."""
-        require_plain(nn.Linear, self.proj)
-        weight = self.proj.weight.unflatten(1, (self.num_heads, -1)).transpose(0, 1).flatten(0, 1)
-        self.proj_conv = conv_by_head(weight, self.num_heads)
-        return self
+
+def linears(weights: Iterable[torch.Tensor]) -> nn.ModuleList:
+    """Weights (o, i) as layers without bias. Quantisation tools give each its scale, and fail at a stack of matrices."""
+    layers = nn.ModuleList()
+    for weight in weights:
+        layers.append(nn.Linear(weight.shape[1], weight.shape[0], bias=False, device='meta'))  # no memory, no random numbers
+        layers[-1].weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+    return layers
+
+
+class SequenceFirstGather(nn.Module):
+    """`Gather` after `fuse`, on compressed tokens (M, B, D) and lookup tokens (N, B, D): (M, B, D) and the map (B, heads, M, N)."""
+
+    def __init__(self, gather: Gather):
+        super().__init__()
+        require_plain(nn.Linear, gather.v)
+        self.num_heads = gather.num_heads
+        for name in 'norm', 'norm_lookup', 'q', 'k', 'v', 'q_norm', 'k_norm', 'proj':
+            self.add_module(name, getattr(gather, name))
+        self.v_by_head = linears(self.v.weight.chunk(self.num_heads))
+
+    def forward(self, compressed: torch.Tensor, lookup: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (M, _, D), N = compressed.shape, lookup.shape[0]
+        lookup = self.norm_lookup(lookup)
+        attention = attention_map(self.q_norm(self.q(self.norm(compressed))), self.k_norm(self.k(lookup)), self.num_heads)
+        if cheaper_by_token(M, N, D, self.num_heads):
+            x = torch.matmul(attention.flatten(1, 2), lookup.transpose(0, 1)).split(M, dim=1)  # of each head (B, M, D)
+            gathered = torch.cat([v(y) for v, y in zip(self.v_by_head, x, strict=True)], dim=2).transpose(0, 1)
+        else:
+            gathered = merge_heads(torch.matmul(attention, split_heads(self.v(lookup), self.num_heads)))
+        return self.proj(gathered), attention
+
+
+class SequenceFirstInfuse(nn.Module):
+    """`Infuse` on compressed tokens (M, B, D) and the map (B, heads, M, N): what the lookup tokens gain, (N, B, D)."""
+
+    def __init__(self, infuse: Infuse):
+        super().__init__()
+        require_plain(nn.Linear, infuse.proj)
+        self.num_heads = infuse.num_heads
+        for name in 'norm', 'v', 'v_norm', 'proj':
+            self.add_module(name, getattr(infuse, name))
+        self.proj_by_head = linears(self.proj.weight.chunk(self.num_heads, dim=1))
+
+    def forward(self, compressed: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        (M, _, D), N = compressed.shape, attention.shape[3]
+        v = self.v_norm(self.v(self.norm(compressed)))
+        if not cheaper_by_token(M, N, D, self.num_heads):
+            return self.proj(merge_heads(torch.matmul(attention.transpose(2, 3), split_heads(v, self.num_heads))))
+        v = torch.cat([proj(y) for proj, y in zip(self.proj_by_head, v.chunk(self.num_heads, dim=2), strict=True)])  # (heads * M, B, D)
+        spread = torch.matmul(attention.flatten(1, 2).transpose(1, 2), v.transpose(0, 1))  # (B, N, D)
+        return (spread + self.proj.bias).transpose(0, 1)
 
 
 class ConvStem(nn.Module):
@@ -452,6 +484,7 @@ class LookupViT(Columnar, nn.Module):
         self.compressed_size = check_pair('compressed_size', compressed_size)
         self.train_sizes = train_sizes and tuple(check_pair('train_sizes', size) for size in train_sizes)
         self.drawn_size = None
+        self.token_axis = 1  # 0 after `deploy`
         self.grid_size = tuple(-(-n // p) for n, p in zip(img_size, patch_size, strict=True))
         self.table_size = tuple(max(n) for n in zip(self.compressed_size, *(self.train_sizes or ()), strict=True))
 
@@ -580,7 +613,7 @@ class LookupViT(Columnar, nn.Module):
         features = self.patch_embed(pad_to_patches(x, self.patch_embed.patch_size))
         compressed, lookup = make_tokens(
             features, self.pos_embed, self.pos_compressed, self.grid_size, self.table_size, self._current_size())
-        return Tokens(compressed, lookup, features.shape[2:])
+        return Tokens(compressed.transpose(1, self.token_axis), lookup.transpose(1, self.token_axis), features.shape[2:])
 
     def forward_block(self, block: nn.Module, state: Tokens) -> Tokens:
         compressed, lookup = self.run(block, state.compressed, state.lookup)
@@ -588,15 +621,16 @@ class LookupViT(Columnar, nn.Module):
 
     def to_map(self, state: Tokens) -> torch.Tensor:
         """The lookup tokens, (B, N, D)."""
-        return state.lookup
+        return state.lookup.transpose(1, self.token_axis)
 
     def to_tokens(self, state: Tokens) -> torch.Tensor:
         """(B, M + N, D), compressed tokens first; with head='compressed' those alone, (B, M, D)."""
-        return torch.cat([state.compressed, state.lookup], dim=1) if self.two_heads else state.compressed
+        compressed = self.to_prefix(state)
+        return torch.cat([compressed, self.to_map(state)], dim=1) if self.two_heads else compressed
 
     def to_prefix(self, state: Tokens) -> torch.Tensor:
         """The compressed tokens, (B, M, D)."""
-        return state.compressed
+        return state.compressed.transpose(1, self.token_axis)
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Drop what the given blocks do not need; the norms go with the classifiers, and both with the blocks that they were made for."""
@@ -643,7 +677,21 @@ class LookupViT(Columnar, nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         state = self.forward_blocks(x)
-        return self.classify(state.compressed, state.lookup) if self.global_pool else self.to_tokens(state)
+        return self.classify(self.to_prefix(state), self.to_map(state)) if self.global_pool else self.to_tokens(state)
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """Tokens (T, B, D) in the blocks, as `layers.sequence_first` explains; as it is if somebody's layers attend among the tokens.
+
+        Raises ValueError if a layer that the exchange reads is more than its weight.
+        """
+        if all(is_plain_attention(block.refine.attn) for block in self.blocks):
+            self.token_axis = 0
+            for block in self.blocks:
+                block.gather = SequenceFirstGather(block.gather)
+                block.refine.attn = SequenceFirstAttention(block.refine.attn)
+                if block.writes:
+                    block.infuse = SequenceFirstInfuse(block.infuse)
+        return self
 
 
 def _cfg(**kwargs) -> dict:
