@@ -124,8 +124,8 @@ def masking_pays(M: int, P: int, topk: int, max_masked: int) -> bool:
 def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1, fused: bool = True) -> torch.Tensor:
     """x (B, H, W, C) plus what attention gave for its regions, (B * M, heads, P, d).
 
-    fused: the sum itself reads the regions in the order of the map, through a transpose of rank 7, at which ONNX Runtime is slow, and
-    which compilers, who fuse by themselves, take long to understand.
+    fused: the sum itself reads the regions in the order of the map, through a transpose of rank 7, which runtimes copy for and compilers,
+    who fuse by themselves, take long to understand.
     """
     B, H, W, C = x.shape
     heads, h, w = y.shape[1], H // rows, W // cols
@@ -138,7 +138,7 @@ def add_attention(x: torch.Tensor, y: torch.Tensor, rows: int = 1, cols: int = 1
 
 
 def project(layer: nn.Linear | nn.ModuleList, x: torch.Tensor) -> list[torch.Tensor]:
-    """Queries, keys and values: views of one product, or a product each where `deploy` has split the layer."""
+    """Queries, keys and values: views of one product, or a product each where `Attention.deploy` has split the layer."""
     return [part(x) for part in layer] if isinstance(layer, nn.ModuleList) else layer(x).chunk(3, dim=-1)
 
 
@@ -181,26 +181,121 @@ def make_lepe(dim: int, device=None, dtype=None) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, kernel_size=5, padding=2, groups=dim, device=device, dtype=dtype)
 
 
-class DeployableAttention(nn.Module):
-    """Base of the three attentions: what they do otherwise in ONNX."""
-    projection = 'qkv'  # name of the layer of queries, keys and values
-    fused = True  # see `add_attention`
+def heads_of_regions(x: torch.Tensor, rows: int, cols: int, num_heads: int) -> torch.Tensor:
+    """(B, rows * h, cols * w, C) -> (B * M, heads, P, d), in one transpose."""
+    B, H, W, C = x.shape
+    h, w = H // rows, W // cols
+    x = x.reshape(B * rows, h, cols, w, num_heads, C // num_heads).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(-1, num_heads, h * w, C // num_heads)
 
-    def deploy(self, runtime: str) -> nn.Module:
-        """A product each for queries, keys and values, since views of one would be copies, and transposes of low rank.
 
-        Raises ValueError if the layer is more than its weight.
-        """
-        layer = getattr(self, self.projection)
-        if not isinstance(layer, nn.ModuleList):
-            require_plain(nn.Linear, layer)
-            setattr(self, self.projection, split_linear(layer, 3))
-        self.fused = False
-        return self
+def heads_to_map(x: torch.Tensor, rows: int, cols: int, h: int) -> torch.Tensor:
+    """(B * M, heads, P, d) -> (B, rows * h, cols * w, C), in one transpose."""
+    _, heads, P, d = x.shape
+    x = x.reshape(-1, cols, heads, h, P // h, d).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(-1, rows * h, cols * P // h, heads * d)
+
+
+def means_in_turn(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """`region_means` of a map that divides, (B, rows * h, cols * w, C) -> (B, M, C): of columns, then of rows of a region.
+
+    No pooling, for which runtimes want channels first.
+    """
+    B, H, W, C = x.shape
+    x = x.reshape(B * rows, H // rows, W * C).mean(1)
+    return x.view(B, rows * cols, W // cols, C).mean(2)
+
+
+def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention as three operators, with scaled queries: (B, heads, Q, d), (B, heads, T, d) -> (B, heads, Q, d)."""
+    logits = q @ k.transpose(2, 3)
+    return (logits if mask is None else logits + mask).softmax(-1) @ v
+
+
+def attend_gathered_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """`attend_gathered` of what lies (B * M, heads, P, d), with scaled queries -> (B * M, heads, P, d).
+
+    A row of the gather is one head of one region, so that the copies lie as the products read them, and only once.
+    """
+    B, M, topk = chosen.shape
+    _, heads, P, d = q.shape
+    rows = chosen + torch.arange(0, B * M, M, device=chosen.device)[:, None, None]
+    rows = (rows.view(B * M, 1, topk) * heads + torch.arange(heads, device=chosen.device)[:, None]).flatten()
+    k, v = (x.reshape(-1, P * d).index_select(0, rows).view(B * M, heads, topk * P, d) for x in (k, v))
+    return plain_attention(q, k, v)
+
+
+# Added to the logits of pairs that were not chosen: their weights are e^-60 of what they were, below all rounding. With less, such as
+# -inf, weights are denormal numbers or cut off at them, at which ONNX Runtime's softmax is five times as slow.
+NOT_CHOSEN = -60.
+
+
+def attend_masked_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """`attend_masked` of what lies (B, heads, N, d), with scaled queries -> (B, heads, N, d). region (N,) is where each pixel lies."""
+    B, M, topk = chosen.shape
+    mask = None
+    if topk < M:
+        mask = torch.full((B, M, M), NOT_CHOSEN, device=q.device, dtype=q.dtype).scatter(2, chosen, 0.)
+        # a product copies columns faster than a gather does
+        mask = (mask @ F.one_hot(region, M).to(q.dtype).T).index_select(1, region)[:, None]
+    return plain_attention(q, k, v, mask)
+
+
+def routing_product(q: nn.Linear, k: nn.Linear) -> nn.Linear:
+    """The layer L with L(m) . n = q(m) . k(n), but for terms that are the same for all n and so choose nothing."""
+    weight, bias = q.weight.detach().double(), q.bias.detach().double()
+    layer = nn.Linear(q.in_features, k.in_features, device='meta')
+    layer.weight = nn.Parameter((k.weight.detach().double().T @ weight).to(q.weight), requires_grad=False)
+    layer.bias = nn.Parameter((k.weight.detach().double().T @ bias).to(q.weight), requires_grad=False)
+    return layer
+
+
+class DeployedRouting(nn.Module):
+    """Either routing attention as ONNX Runtime is quick at it, of a (B, H, W, C) map.
+
+    Queries, keys and values come from a product each, since views of one would be copies, and are laid out once, by head and region. What
+    chooses the regions is made of the means of the map itself (`routing_product`), since the mean of a linear layer is that of its input.
+    """
+
+    def __init__(self, attn: nn.Module, qkv: nn.Linear, out: nn.Linear):
+        super().__init__()
+        require_plain(nn.Linear, qkv)
+        self.num_heads = attn.num_heads
+        self.max_masked = attn.max_masked
+        self.completes_input = attn.completes_input
+        self.grid = attn.grid
+        self.q, self.k, self.v = split_linear(qkv, 3)
+        self.route = routing_product(self.q, self.k)
+        scale = qkv.in_features ** -0.5
+        self.q.weight = nn.Parameter(self.q.weight * scale, requires_grad=False)
+        self.q.bias = nn.Parameter(self.q.bias * scale, requires_grad=False)
+        self.router = attn.router
+        self.lepe = attn.lepe
+        self.out = out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        rows, cols, h, w = self.grid(int(H), int(W))
+        if self.completes_input:
+            x = complete(x, rows, cols)
+        divides = x.shape[1] == rows * h and x.shape[2] == cols * w
+        means = means_in_turn(x, rows, cols) if divides else region_means(x, h, w)
+        chosen = self.router(self.route(means), means)
+        q, k, v = (complete(layer(x), h, w) for layer in (self.q, self.k, self.v))
+        local = on_nchw(self.lepe, v)
+        if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
+            q, k, v = (split_heads(m.flatten(1, 2), self.num_heads) for m in (q, k, v))
+            y = attend_masked_heads(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x))
+            y = y.transpose(1, 2).reshape(local.shape)
+        else:
+            q, k, v = (heads_of_regions(m, rows, cols, self.num_heads) for m in (q, k, v))
+            y = heads_to_map(attend_gathered_heads(q, k, v, chosen), rows, cols, h)
+        y = y + local
+        return self.out(y if divides and y.shape[1:3] == (H, W) else y[:, :H, :W])
 
 
 @register_notrace_module
-class RoutingAttention(DeployableAttention):
+class RoutingAttention(nn.Module):
     """Bi-level routing attention of a (B, H, W, C) map in n_win x n_win regions, plus a local position encoding of the values.
 
     A map that does not divide is completed with zeros before the projection, so that queries, keys and values of the padding are the
@@ -208,6 +303,7 @@ class RoutingAttention(DeployableAttention):
     all padding tie in the routing; their keys and values are the same, so that it does not matter which of them is chosen.
     """
     max_masked = 32  # keys for each chosen region that are rather masked than left out; 0 computes no more than needed
+    completes_input = True
 
     def __init__(self, dim: int, num_heads: int, n_win: int, topk: int, device=None, dtype=None):
         super().__init__()
@@ -233,27 +329,31 @@ class RoutingAttention(DeployableAttention):
             q, k, v = project(self.qkv, x)
             chosen = self.router(region_means(q, h, w), region_means(k, h, w))
             y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads, self.sdp_attn)
-            y = add_attention(on_nchw(self.lepe, v.contiguous()), y, fused=self.fused)
+            y = add_attention(on_nchw(self.lepe, v.contiguous()), y)
         else:
             q, k, v = project(self.qkv, to_regions(x, rows, cols))
             chosen = self.router(*(m.detach().mean(1).view(B, rows * cols, C) for m in (q, k)))
             y = attend_gathered(q, k, v, chosen, self.num_heads, self.sdp_attn)
-            y = add_attention(on_nchw(self.lepe, to_map(v, rows, cols, h)), y, rows, cols, self.fused)
+            y = add_attention(on_nchw(self.lepe, to_map(v, rows, cols, h)), y, rows, cols)
         if recording():
             record_routing(self, chosen, rows, cols, h, w, H, W)
         return self.wo(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
+    def deploy(self, runtime: str) -> nn.Module:
+        """Raises ValueError if the projection is more than its weight."""
+        return DeployedRouting(self, self.qkv, self.wo)
+
 
 @register_notrace_module
-class NchwRoutingAttention(DeployableAttention):
+class NchwRoutingAttention(nn.Module):
     """The later bi-level routing attention, of a (B, H, W, C) map of at least n_win x n_win.
 
     Regions are of (H // n_win) x (W // n_win) pixels, and as many as it takes: more than n_win a side where that does not divide. Zeros
     complete the map after the projection: they count in no mean, but padded keys are attended to, with logit 0 and value 0 (as
     published). Where the sizes divide, this is what `RoutingAttention` does.
     """
-    projection = 'qkv_linear'
     max_masked = RoutingAttention.max_masked
+    completes_input = False
 
     def __init__(self, dim: int, num_heads: int, n_win: int, topk: int, device=None, dtype=None):
         super().__init__()
@@ -279,21 +379,26 @@ class NchwRoutingAttention(DeployableAttention):
         q, k, v = (complete(m, h, w) for m in (q, k, v))
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             y = attend_masked(q, k, v, chosen, region_of_pixel(rows, cols, h, w, like=x), self.num_heads, self.sdp_attn)
-            y = add_attention(on_nchw(self.lepe, v.contiguous()), y, fused=self.fused)
+            y = add_attention(on_nchw(self.lepe, v.contiguous()), y)
         else:
             y = attend_gathered(*(to_regions(m, rows, cols) for m in (q, k, v)), chosen, self.num_heads, self.sdp_attn)
-            y = add_attention(on_nchw(self.lepe, v.contiguous()), y, rows, cols, self.fused)
+            y = add_attention(on_nchw(self.lepe, v.contiguous()), y, rows, cols)
         if recording():
             record_routing(self, chosen, rows, cols, h, w, H, W)
         return self.output_linear(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
+    def deploy(self, runtime: str) -> nn.Module:
+        """Raises ValueError if the projection is more than its weight."""
+        return DeployedRouting(self, self.qkv_linear, self.output_linear)
+
 
 @register_notrace_module
-class Attention(DeployableAttention):
+class Attention(nn.Module):
     """Attention of all positions of a (B, H, W, C) map in 8 heads, plus a local position encoding.
 
     The encoding is one of the layer's input (`lepe_of_values=False`) or of the values: the two published generations differ in it.
     """
+    fused = True  # see `add_attention`
 
     def __init__(self, dim: int, lepe_of_values: bool, device=None, dtype=None):
         super().__init__()
@@ -309,6 +414,17 @@ class Attention(DeployableAttention):
         qkv = project(self.qkv, x)
         y = self.sdp_attn(*(split_heads(m.flatten(1, 2), self.num_heads) for m in qkv))
         return self.proj(add_attention(on_nchw(self.lepe, qkv[2].contiguous() if self.lepe_of_values else x), y, fused=self.fused))
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """A product each for queries, keys and values, since views of one would be copies.
+
+        Raises ValueError if the layer is more than its weight.
+        """
+        if not isinstance(self.qkv, nn.ModuleList):
+            require_plain(nn.Linear, self.qkv)
+            self.qkv = split_linear(self.qkv, 3)
+        self.fused = False
+        return self
 
 
 class Block(nn.Module):
