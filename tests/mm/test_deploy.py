@@ -28,6 +28,11 @@ def build(name, backbone=None, **changes):
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).eval()
+    if hasattr(model, 'encoder'):  # a transformer
+        nn.init.normal_(model.level_embed)  # has no values before
+        for path, layer in model.named_modules():
+            if path.endswith(('sampling_offsets', 'attention_weights')):
+                nn.init.normal_(layer.weight, std=0.1)
     for part in ('bbox_head', 'rpn_head', 'roi_head'):
         for path, layer in getattr(model, part, nn.Identity()).named_modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
