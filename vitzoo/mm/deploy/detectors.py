@@ -105,8 +105,13 @@ class TwoStage(_Dense):
         """Of objects (N, H, W), bool: the mean of what the stages say."""
         head = self.model.roi_head
         extractors, heads = stages(head.mask_roi_extractor), stages(head.mask_head)
-        each = [mask(pool(extractor, maps, boxes)).sigmoid() for extractor, mask in zip(extractors, heads, strict=True)]
-        found = sum(each) / len(each)
+        windows, found = {}, 0
+        for extractor, mask in zip(extractors, heads, strict=True):
+            settings = str(extractor.roi_layers), extractor.finest_scale
+            if settings not in windows:  # all stages look at the same boxes
+                windows[settings] = pool(extractor, maps, boxes)
+            found = found + mask(windows[settings]).sigmoid()
+        found = found / len(heads)
         if heads[-1].class_agnostic:
             found = found[:, 0]
         else:

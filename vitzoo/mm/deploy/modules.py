@@ -46,7 +46,7 @@ def detector(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 
 
 def raw(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """A detector up to the maps of its dense head: image (B, C, H, W) -> list of (B, C, H, W), scores of all levels, then deltas.
+    """A detector up to the maps of its dense head: image (B, C, H, W) -> list of (B, C, H, W), scores of all levels, deltas, centerness.
 
     ValueError for a model without a `bbox_head` or `rpn_head` that takes maps.
     """

@@ -16,7 +16,8 @@ def check_segmentor(model: nn.Module, size: Sequence[int]) -> None:
                          'whose head gives logits. vitzoo.DenseBackbone is exported alone')
     window = model.test_cfg.get('crop_size') if model.test_cfg.get('mode') == 'slide' else None
     if window and any(length > limit for length, limit in zip(size, window, strict=True)):
-        raise ValueError(f'size={tuple(size)}: the model is tested on windows of {tuple(window)}; export it at that size')
+        raise ValueError(f'size={tuple(size)}: the model is tested on sliding windows of {tuple(window)}, and a file is one window. Export it at '
+                         'that size and average the logits of the windows where they overlap, or set model.test_cfg.mode = \'whole\'')
 
 
 def check_detector(model: nn.Module) -> None:
@@ -39,8 +40,11 @@ def check_detector(model: nn.Module) -> None:
 
 def check_raw(model: nn.Module) -> None:
     """A `bbox_head` or `rpn_head` that takes maps."""
+    from mmdet.models.detectors import DetectionTransformer
     if not any(hasattr(getattr(model, name, None), 'forward') for name in ('bbox_head', 'rpn_head')):
         raise ValueError(f'{_kind(model, "bbox_head")} has no bbox_head or rpn_head: expected a detector of MMDetection')
+    if isinstance(model, DetectionTransformer):
+        raise ValueError(f'{_kind(model, "bbox_head")} asks a transformer and not the maps: expected a detector with a dense head')
 
 
 def _check_dense_head(model: nn.Module, head: nn.Module) -> None:
