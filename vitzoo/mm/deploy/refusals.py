@@ -16,8 +16,8 @@ def check_segmentor(model: nn.Module, size: Sequence[int]) -> None:
                          'whose head gives logits. vitzoo.DenseBackbone is exported alone')
     window = model.test_cfg.get('crop_size') if model.test_cfg.get('mode') == 'slide' else None
     if window and any(length > limit for length, limit in zip(size, window, strict=True)):
-        raise ValueError(f'size={tuple(size)}: the model is tested on sliding windows of {tuple(window)}, and a file is one of them. Export it '
-                         "at that size and average the logits where windows overlap, or set model.test_cfg.mode = 'whole'")
+        raise ValueError(f'size={tuple(size)}: the model is tested on sliding windows of {tuple(window)}, and a file is one of them. '
+                         "Export it at that size and average the logits where windows overlap, or set model.test_cfg.mode = 'whole'")
 
 
 def check_detector(model: nn.Module) -> None:
