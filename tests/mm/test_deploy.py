@@ -87,6 +87,29 @@ def test_detector_is_what_mmdet_predicts(name, size):
     assert len(labels) > 1
 
 
+# what the micro config leaves out; MMDetection's two stages need 256 channels
+REFINED = {'model.with_box_refine': True}
+WIDE = [f'model.{part}.embed_dims' for part in (
+    'bbox_head', 'encoder.layer_cfg.self_attn_cfg', 'encoder.layer_cfg.ffn_cfg', 'decoder.layer_cfg.self_attn_cfg',
+    'decoder.layer_cfg.cross_attn_cfg', 'decoder.layer_cfg.ffn_cfg')]
+IN_TWO_STAGES = {**REFINED, 'model.as_two_stage': True, 'model.neck.out_channels': 256, 'model.positional_encoding.num_feats': 128,
+                 **dict.fromkeys(WIDE, 256)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', [SIZE, (77, 93)])
+@pytest.mark.parametrize('changes', [REFINED, IN_TWO_STAGES], ids=['refined', 'two stages'])
+def test_other_forms_of_deformable_detr(changes, size, tmp_path):
+    model = build('detection/deformable-detr_svit_micro_digits', **changes)
+    deployed = deploy.detector(model, size)
+    assert deployed.selects == ('model.as_two_stage' in changes)
+    report = vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', size, opset=17, dynamic_batch=False, rounds=0)
+    image = photo(9, (3, *size))
+    case = verify.Case(image, (9,), predict(model, image), objects=True)
+    assert len(case.outputs[0]) == 20
+    verify.check(verify.open_session(report.path), case, report.outputs, selects=False)
+
+
 def test_detector_finds_nothing_as_mmdet_does():
     model = build('detection/mask-rcnn_svit_micro_digits', **{'model.test_cfg.rcnn.score_thr': 0.999})
     image = photo(0, (3, *SIZE))

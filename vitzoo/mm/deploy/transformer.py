@@ -16,7 +16,6 @@ from .boxes import corners
 class Transformer(Deployed):
     output_names = ('boxes', 'scores', 'labels')
     objects = True
-    selects = True  # which places become queries, and in which order
 
     def __init__(self, model: nn.Module, size: Sequence[int]):
         super().__init__(model, size)
@@ -24,6 +23,7 @@ class Transformer(Deployed):
         from mmdet.structures import DetDataSample
         model, head = self.model, self.model.bbox_head
         self.onnx_metadata |= dict(task='detection', num_classes=head.num_classes, score_threshold=0)
+        self.selects = model.as_two_stage  # which places become queries, and in which order
         self.limit = head.test_cfg.get('max_per_img', model.num_queries)
         with torch.no_grad():
             image = self.blank()
