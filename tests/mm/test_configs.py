@@ -35,6 +35,9 @@ HEADS = {  # by the first word of a config's name: the name in metafiles, the mo
     'mask-rcnn': ('Mask R-CNN', 'MaskRCNN', 'StandardRoIHead'),
     'cascade-mask-rcnn': ('Cascade Mask R-CNN', 'CascadeRCNN', 'CascadeRoIHead'),
     'dino': ('DINO', 'DINO', 'DINOHead'),
+    'atss': ('ATSS', 'ATSS', 'ATSSHead'),
+    'fcos': ('FCOS', 'FCOS', 'FCOSHead'),
+    'deformable-detr': ('Deformable DETR', 'DeformableDETR', 'DeformableDETRHead'),
     'upernet': ('UPerNet', 'EncoderDecoder', 'UPerHead'),
     'fpn': ('Semantic FPN', 'EncoderDecoder', 'FPNHead'),
     'segformer': ('SegFormer', 'EncoderDecoder', 'SegformerHead'),
@@ -46,7 +49,8 @@ HEADS = {  # by the first word of a config's name: the name in metafiles, the mo
 RECIPES = {path.stem.split('_')[0]: f'_base_/{path.stem}' for path in sorted(CONFIGS.glob('_base_/*.py'), reverse=True)
            if path.stem.endswith(('_coco', '_ade20k'))}
 BACKBONES = sorted(CONFIGS.glob('_base_/backbones/*.py'))
-SCHEDULES = {'1x': '12 epochs', '12e': '12 epochs', '3x': '36 epochs', '80k': '80000 iterations', '160k': '160000 iterations'}
+SCHEDULES = {'1x': '12 epochs', '12e': '12 epochs', '3x': '36 epochs', '50e': '50 epochs', '80k': '80000 iterations',
+             '160k': '160000 iterations'}
 
 
 def head_of(name):
@@ -75,7 +79,7 @@ def lighten(cfg):
         for stage in train_cfg.rcnn if isinstance(train_cfg.rcnn, list) else [train_cfg.rcnn]:
             stage.sampler.num = 8
     if cfg.model.type == 'DINO':
-        cfg.model.num_queries = 100  # no more than positions
+        cfg.model.num_queries = min(100, cfg.model.num_queries)  # no more than positions
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = SIZE
         if 'num_points' in (cfg.model.decode_head.get('train_cfg') or {}):

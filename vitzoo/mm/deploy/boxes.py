@@ -7,24 +7,44 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 
-def decode(anchors: Tensor, deltas: Tensor, coder: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Boxes (N, 4) at anchors (N, 4), moved and stretched by deltas (N, 4) and cut off at the border (https://arxiv.org/abs/1311.2524)."""
+def decode(priors: Tensor, deltas: Tensor, coder: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4), cut off at the border: anchors (N, 4), moved and stretched by deltas (N, 4) (https://arxiv.org/abs/1311.2524), or
+    around points (N, 2), by distances (N, 4) to the left, top, right and bottom (https://arxiv.org/abs/1904.01355)."""
+    boxes = _around(priors, deltas) if priors.shape[1] == 2 else _moved(priors, deltas, coder)
+    return clip(boxes, size) if coder.clip_border else boxes
+
+
+def _around(points: Tensor, distances: Tensor) -> Tensor:
+    return torch.cat([points - distances[:, :2], points + distances[:, 2:]], 1)
+
+
+def _moved(anchors: Tensor, deltas: Tensor, coder: nn.Module) -> Tensor:
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
     centre, length = (anchors[:, :2] + anchors[:, 2:]) * 0.5, anchors[:, 2:] - anchors[:, :2]
     limit = abs(math.log(16 / 1000))
     centre, length = centre + length * deltas[:, :2], length * deltas[:, 2:].clamp(-limit, limit).exp()
-    boxes = torch.cat([centre - length * 0.5, centre + length * 0.5], 1)
-    if not coder.clip_border:
-        return boxes
+    return torch.cat([centre - length * 0.5, centre + length * 0.5], 1)
+
+
+def corners(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) given by their middles and lengths as shares of the image -> in pixels, cut off at the border."""
+    height, width = size
+    middle, length = boxes[:, :2], boxes[:, 2:]
+    boxes = torch.cat([middle - length * 0.5, middle + length * 0.5], 1)
+    return clip(boxes * boxes.new_tensor([width, height, width, height]), size)
+
+
+def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) cut off at the border."""
     height, width = size
     return torch.stack([boxes[:, 0].clamp(0, width), boxes[:, 1].clamp(0, height), boxes[:, 2].clamp(0, width),
                         boxes[:, 3].clamp(0, height)], 1)
 
 
-def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict, limit: int, threshold: float | None = None,
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict, limit: int, valid: Tensor | None = None,
              min_size: float = -1) -> Tensor:
-    """Indices of the best boxes, best first: NMS in each group, of those above the threshold and the size."""
-    valid = torch.ones_like(scores, dtype=torch.bool) if threshold is None else scores > threshold
+    """Indices of the best boxes, best first: NMS in each group, of those that are valid and above the size."""
+    valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
     if min_size >= 0:
         valid = valid & (boxes[:, 2:] - boxes[:, :2] > min_size).all(1)
     if not cfg.get('class_agnostic', False):

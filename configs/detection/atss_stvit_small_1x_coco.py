@@ -1,0 +1,3 @@
+# ATSS with STViT-R-Swin-S on COCO, 1x.
+_base_ = ['../_base_/atss_1x_coco.py', '../_base_/backbones/stvit_small.py']
+model = dict(backbone=_base_.detection, neck=dict(in_channels=_base_.channels[1:]))
