@@ -1,4 +1,5 @@
 """Latency of many models in many runtimes, in turns in one process: what `vitzoo bench` and benchmarks/latency measure with."""
+import csv
 import platform
 import statistics
 import tempfile
@@ -13,16 +14,20 @@ import timm
 import torch
 from timm.utils import reparameterize_model
 
+from vitzoo_runtime.files import MARK, replacing
+
 from ..arguments import check_range
 from ..facts import image_shape
 from .exports import PRECISIONS, Exports, build, to_int8
 from .latency import take_turns
 from .memory import peak_since, start_of_peak
+from .modules import Breakdown, eager_breakdown, onnx_breakdown
 from .onnx_graph import graph_macs
 from .published import published
 from .report import profile
 
 RUNTIMES = {'eager': 'PyTorch', 'compiled': 'PyTorch, compiled', 'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
+OF_FILES = ('onnxruntime', 'openvino')
 SIDE = 768  # of the matrices whose product is the measure of what the machine can do
 _PEAK = 'matrix product'
 
@@ -154,19 +159,25 @@ def steps(cases: Sequence[Case], batches: Sequence[int], rounds: int) -> int:
     return len(cases) + (1 + len(cases) * len(batches)) * (1 + rounds)
 
 
+def check_pair(runtime: str, precision: str) -> bool:
+    """Whether a runtime takes models of this precision. Raises ValueError where one of them is not known."""
+    if runtime not in RUNTIMES:
+        raise ValueError(f'runtime {runtime!r}: expected {", ".join(RUNTIMES)}.')
+    if precision not in (*PRECISIONS, 'bf16'):
+        raise ValueError(f'precision {precision!r}: expected {", ".join(PRECISIONS)} or bf16.')
+    return precision in (PRECISIONS if runtime in OF_FILES else ('fp32', 'bf16'))
+
+
 def _complete(case: Case, batches: Sequence[int]) -> Case:
     """The case with its size. Raises what `bench` raises."""
-    from ..export.runtimes import EXTRAS
+    from ..export.runtimes import check_names
     from ..extras import require
-    if case.runtime not in RUNTIMES:
-        raise ValueError(f'runtime {case.runtime!r}: expected {", ".join(RUNTIMES)}.')
-    known = PRECISIONS if case.runtime in EXTRAS else ('fp32', 'bf16')
-    if case.precision not in known:
-        raise ValueError(f'precision {case.precision!r} in {RUNTIMES[case.runtime]}: expected {" or ".join(known)}.')
-    if case.runtime in EXTRAS:
-        require('onnx', 'onnx')
-        require('onnxruntime', 'onnx')
-        require(case.runtime, EXTRAS[case.runtime])
+    if not check_pair(case.runtime, case.precision):
+        raise ValueError(f'precision {case.precision!r} does not go with {RUNTIMES[case.runtime]}: int8 is for files, bf16 for PyTorch.')
+    if case.runtime in OF_FILES:
+        for module in ('onnx', 'onnxscript', 'onnxruntime'):
+            require(module, 'onnx')
+        check_names([case.runtime])
     return _complete_file(case, batches) if case.is_file else _complete_name(case)
 
 
@@ -185,7 +196,7 @@ def _complete_name(case: Case) -> Case:
 
 def _complete_file(case: Case, batches: Sequence[int]) -> Case:
     from ..export.verify import ExportError, open_session
-    if case.runtime not in ('onnxruntime', 'openvino'):
+    if case.runtime not in OF_FILES:
         raise ValueError(f'{case.model} is an ONNX file: expected the runtimes onnxruntime or openvino, not {case.runtime}.')
     if case.reduce:
         raise ValueError(f'{case.model} is an ONNX file: its tokens cannot be reduced; name the model.')
@@ -217,8 +228,10 @@ def _count(case: Case) -> Measured:
         return result
     with torch.device('meta'):
         model = build(case.model, case.size, case.reduce)
+        params = sum(p.numel() for p in model.parameters())
+        model = reparameterize_model(model)  # what is run
     cost = profile(model, case.size, batch=1, element_bytes=2 if case.precision == 'bf16' else 4)
-    result.params, result.macs, result.megabytes = cost.params, cost.macs, cost.bytes_moved / 1e6
+    result.params, result.macs, result.megabytes = params, cost.macs, cost.bytes_moved / 1e6
     return result
 
 
@@ -233,7 +246,7 @@ def _open(result: Measured, exports: Exports, batches: Sequence[int]):
     """The runtime, ready to be called, with what it takes of memory in `result`."""
     from ..export.runtimes import PyTorch, open_file
     case = result.case
-    if case.runtime in ('onnxruntime', 'openvino'):
+    if case.runtime in OF_FILES:
         path = _file(case, exports, dynamic_batch=any(batch != 1 for batch in batches))
         result.file_megabytes = path.stat().st_size / 1e6
     else:
@@ -261,10 +274,91 @@ def _file(case: Case, exports: Exports, dynamic_batch: bool) -> Path:
 
 
 def _call(runtime, case: Case, batch: int) -> Callable[[], object]:
-    if case.runtime in ('onnxruntime', 'openvino'):
+    if case.runtime in OF_FILES:
         first, names = runtime.get_inputs()[0], [output.name for output in runtime.get_outputs()]
         name, channels = first.name, first.shape[1]
     else:
         name, names, channels = 'image', [], image_shape(runtime.model, case.size)[0]
     feed = {name: np.random.default_rng(0).standard_normal((batch, channels, *case.size)).astype(np.float32)}
     return lambda: runtime.run(names, feed)
+
+
+CSV = ('model', 'reduce', 'height', 'width', 'runtime', 'precision', 'batch', 'ms', 'lowest', 'highest', 'images_per_second', 'share', 'params',
+       'macs', 'megabytes_moved', 'peak_megabytes', 'file_megabytes', 'top1', 'cpu', 'error')
+
+
+def write_csv(found: Iterable[Measured], path: str | Path) -> None:
+    """A row for each case and batch; a case that failed has one, with its error."""
+    rows = []
+    for result in found:
+        case = result.case
+        fixed = dict(model=case.model, reduce=case.reduce, height=case.size[0], width=case.size[1], runtime=case.runtime,
+                     precision=case.precision, params=result.params, macs=result.macs, megabytes_moved=result.megabytes,
+                     peak_megabytes=result.peak_megabytes, file_megabytes=result.file_megabytes, top1=result.top1, cpu=cpu_name(),
+                     error=result.error)
+        rows += [{**fixed, 'batch': batch, **dict(zip(('ms', 'lowest', 'highest'), ms, strict=True)),
+                  'images_per_second': result.throughput(batch), 'share': result.share.get(batch)} for batch, ms in result.ms.items()] \
+            or [fixed]
+    with replacing(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
+        file.write(f'# {MARK}\n')
+        writer = csv.DictWriter(file, CSV, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(found: Iterable[Measured], path: str | Path) -> Path:
+    """Published accuracy, and multiply-adds, against latency at the smallest batch: a panel for each size and way to run; a PNG.
+
+    Raises ValueError if nothing was measured; ImportError without matplotlib (extra `viz`).
+    """
+    from ..viz.pareto import Point, draw_pareto
+    panels = {}
+    for result in found:
+        if not result.ms:
+            continue
+        ms, low, high = result.ms[min(result.ms)]
+        size = 'x'.join(map(str, result.case.size))
+        for quality, title in ((result.top1, 'top-1, %'), (result.macs and result.macs / 1e9, 'GMACs')):
+            if quality is not None:
+                points, _ = panels.setdefault((f'{title} at {size}', f'ms an image, {result.case.how}'), ([], None))
+                points.append(Point(result.case.name, ms, quality, quality, quality))
+    return draw_pareto(panels, path)
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """Where the time of a case goes, in each runtime; `notes` say what could not be told."""
+    case: Case
+    macs: int | None
+    breakdowns: list[Breakdown]
+    notes: list[str]
+
+
+def profile_case(case: Case, *, batch: int = 1, depth: int = 2, rounds: int = 5, export: bool = True, cache: str | Path | None = None,
+                 progress: Callable[[str], object] = lambda text: None) -> Profiled:
+    """Where the time goes: of a model by name in PyTorch and, with `export`, in its ONNX file; of a file in ONNX Runtime.
+
+    Raises ValueError and ImportError as `bench`.
+    """
+    from ..export import ExportError
+    counted = _count(_complete(case, (batch,)))
+    case, breakdowns, notes = counted.case, [], []
+    with ExitStack() as stack:
+        folder = cache or stack.enter_context(tempfile.TemporaryDirectory(prefix='vitzoo-'))
+        if not case.is_file:
+            model = reparameterize_model(build(case.model, case.size, case.reduce)).eval()
+            breakdowns.append(eager_breakdown(model, torch.randn(batch, *image_shape(model, case.size)), depth=depth, rounds=rounds))
+        progress('ONNX Runtime')
+        if export or case.is_file:
+            try:
+                path = _file(case, Exports(folder), dynamic_batch=batch != 1)
+                breakdowns.append(onnx_breakdown(path, torch.randn(batch, _channels(path), *case.size), rounds=rounds))
+            except (ValueError, ExportError) as e:
+                notes.append(f'no times of the file: {e}')
+        progress('done')
+    return Profiled(case, counted.macs, breakdowns, notes)
+
+
+def _channels(path: Path) -> int:
+    from ..export.verify import open_session
+    return open_session(str(path)).get_inputs()[0].shape[1]

@@ -1,4 +1,6 @@
 """Models by name, and the files of them that runtimes read: made once, kept in a folder, found again by the next run."""
+import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -25,7 +27,10 @@ def build(name: str, size: tuple[int, int], reduce: str | None = None) -> nn.Mod
         raise ValueError(f'{name} cannot be built for images of {size[0]}x{size[1]}: {e}') from e
     if reduce:
         setting = parse_setting(reduce)
-        reduce_tokens(model, setting.method, **setting.options)
+        try:
+            reduce_tokens(model, setting.method, **setting.options)
+        except ValueError as e:
+            raise ValueError(f'{name}, {reduce}: {e}') from e
     return model
 
 
@@ -76,5 +81,17 @@ def to_int8(source: Path, target: Path) -> None:
 
     from ..extras import require
     require('onnxruntime', 'onnx')
-    with replacing(target) as temporary:
+    with replacing(target) as temporary, _quiet():
         quantize_dynamic(source, temporary, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _quiet():
+    """It advises preparations by the root logger, which `export_onnx` has made in its way."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
