@@ -18,7 +18,8 @@ mm = ['mmcv-lite==2.1.0', *mm_base]  # mmcv 2.2 is refused by mmdet and mmseg
 onnx = ['onnx>=1.23', 'onnxscript>=0.7',
         'onnxruntime>=1.31; python_version >= "3.11"', 'onnxruntime>=1.23; python_version < "3.11"']
 viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
-dev = ['pytest>=7', 'hypothesis', 'pytest-timeout', 'pytest-xdist', 'ruff']
+openvino = ['openvino>=2026.1']
+dev = ['fvcore', 'pytest>=7', 'hypothesis', 'pytest-timeout', 'pytest-xdist', 'ruff']
 
 setup(
     name='vitzoo',
@@ -29,9 +30,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['vitzoo', 'vitzoo.*', 'vitzoo_cli', 'vitzoo_cli.*', 'vitzoo_runtime', 'vitzoo_runtime.*']),
-    package_data={'vitzoo': ['py.typed']},
+    package_data={'vitzoo': ['py.typed', 'profiling/published.csv']},
     install_requires=['torch>=2.11', 'timm>=1.0.31', 'rich', 'safetensors', 'huggingface_hub'],
-    extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'viz': viz, 'dev': dev,
-                    'all': [*mm, *onnx, *viz, *dev]},
+    extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'openvino': [*onnx, *openvino], 'viz': viz, 'dev': dev,
+                    'all': [*mm, *onnx, *openvino, *viz, *dev]},
     entry_points={'console_scripts': ['vitzoo = vitzoo_cli:main']},
 )

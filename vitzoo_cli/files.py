@@ -16,13 +16,13 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def check_picture(out: str | Path) -> Path:
+def check_picture(out: str | Path, option: str = '--out') -> Path:
     """Where a PNG file shall go. Raises ValueError unless it ends so, and lies in a folder that exists."""
     path = Path(out)
     if path.suffix.lower() != '.png':
-        raise ValueError(f'--out {out}: expected a name that ends in .png')
+        raise ValueError(f'{option} {out}: expected a name that ends in .png')
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f'--out {out}: expected a file in a folder that exists')
+        raise ValueError(f'{option} {out}: expected a file in a folder that exists')
     return path
 
 

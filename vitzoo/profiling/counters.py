@@ -1,8 +1,10 @@
 """What one forward pass costs, counted operator by operator: multiply-adds, memory traffic, activations. No device is timed here."""
 import copy
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +33,35 @@ def count_macs(model: Callable[[Tensor], object], x: Tensor) -> int:
     Norms, activations, pooling, gathers and elementwise operators count nothing. Nor do products that a model makes beyond need: modules
     that attend to some keys by masking the others, where that is faster, have a limit `max_masked`, which is 0 for the count.
     """
+    return _count(model, x).get_total_flops() // 2
+
+
+class Macs(NamedTuple):
+    """Multiply-adds of one forward: of all, by module (with what is inside; the model itself is ''), and by kind of operator
+    ('matrix product', 'convolution', 'attention')."""
+    total: int
+    modules: dict[str, int]
+    kinds: dict[str, int]
+
+
+@torch.no_grad()
+def count_macs_by_module(model: nn.Module, x: Tensor) -> Macs:
+    """`count_macs`, in parts. On the meta device fused attention counts as the two matrix products that it is made of there."""
+    counter = _count(model, x)
+    whole, counts = type(model).__name__, counter.get_flop_counts()
+    modules = {name.removeprefix(whole).removeprefix('.'): sum(ops.values()) // 2 for name, ops in counts.items() if name != 'Global'}
+    kinds = Counter()
+    for op, flops in counts.get('Global', {}).items():
+        name = op.__name__ if hasattr(op, '__name__') else str(op).rpartition('.')[2]
+        kinds['convolution' if 'conv' in name else 'attention' if 'attention' in name else 'matrix product'] += flops // 2
+    return Macs(counter.get_total_flops() // 2, modules, dict(kinds))
+
+
+def _count(model: Callable[[Tensor], object], x: Tensor) -> FlopCounterMode:
     attention = {aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
     with FlopCounterMode(display=False, custom_mapping=attention) as counter, _no_fast_path(), _no_masking(model):
         model(x)
-    return counter.get_total_flops() // 2
+    return counter
 
 
 @dataclass

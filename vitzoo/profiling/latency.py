@@ -39,7 +39,8 @@ def torch_threads(count: int):
         torch.set_num_threads(before)
 
 
-def take_turns(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, min_seconds: float = 0.1, threads: int = 1) -> Timings:
+def take_turns(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, min_seconds: float = 0.1, threads: int = 1,
+               progress: Callable[[], object] = lambda: None) -> Timings:
     """Time the calls A B C A B C ... for a number of rounds, after two of each to warm up and to see how long they take.
 
     Args:
@@ -47,6 +48,7 @@ def take_turns(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, mi
         rounds: one figure each.
         min_seconds: within a round a call is repeated until about this long.
         threads: of torch, for the time of the measurement. Other runtimes are to be set to the same number by the caller.
+        progress: told after each call of the first round, which warms up, and after each figure: (1 + rounds) times for a candidate.
 
     Raises:
         ValueError: if rounds or threads is below 1.
@@ -59,11 +61,13 @@ def take_turns(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, mi
         for name, call in calls.items():
             call()
             repeats[name] = max(1, round(min_seconds / max(_time(call, 1)[1], 1e-6)))
+            progress()
         for _ in range(rounds):
             for name, call in calls.items():
                 cpu, wall = _time(call, repeats[name])
                 timings.cpu[name].append(cpu)
                 timings.wall[name].append(wall)
+                progress()
     return timings
 
 
