@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--num-classes', type=count, metavar='N', help="if not the model's own number")
     parser.add_argument('--classes', metavar='FILE', help="text file with the names of the classes, one a line, first to last (default: "
                         "ImageNet's, if the weights are those of a model for as many classes)")
+    parser.add_argument('--precision', choices=('fp32', 'int8', 'int8-static', 'fp16'), default='fp32',
+                        help='int8 is kept if it is faster here, and every other if its outputs stay close (default: %(default)s)')
+    parser.add_argument('--calibration', metavar='FOLDER', help='images on which a smaller precision is compared with fp32, and from which '
+                        "int8-static has its ranges (default: scikit-learn's and matplotlib's photographs, and digit scenes)")
+    parser.add_argument('--force-precision', action='store_true', help='keep a file that is slower than fp32 or drifts too far')
     add_reduce(parser)
     parser.add_argument('--force', action='store_true', help='replace a file that is no earlier export')
 
@@ -43,6 +48,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     from . import models
     if bool(args.model) == bool(args.config):
         raise ValueError('give either MODEL or --config FILE')
+    precision = _precision(args)
     refuse_to_replace([args.out], filter(None, (args.checkpoint, args.config, args.classes)), args.force)
     if args.config:
         return _export_config(args, output)
@@ -73,7 +79,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         output.note('vitzoo: no weights given: the file will hold random ones (--checkpoint FILE or --pretrained)')
     report = export_onnx(
         model, args.out, (config['input_size'][0], *args.size) if args.size else tuple(config['input_size']), opset=args.opset,
-        dynamic_batch=not args.static_batch, dynamic_size=args.dynamic_size,
+        dynamic_batch=not args.static_batch, dynamic_size=args.dynamic_size, **precision,
         class_names=names, weights='loaded' if trained else 'random', source=Path(args.checkpoint).name if args.checkpoint else None,
         progress=not output.as_json)
     if args.checkpoint and not names and report.metadata['class_names']:
@@ -87,7 +93,7 @@ def _export_config(args: argparse.Namespace, output: Output) -> int:
     if not args.checkpoint or not args.size:
         raise ValueError('--config needs --checkpoint FILE and --size HxW, that of the images as the model is to see them')
     if args.pretrained or args.reduce or args.features or args.classes or args.num_classes is not None or args.dynamic_size:
-        raise ValueError('--config goes with --checkpoint, --size, --opset and --static-batch alone')
+        raise ValueError('--config goes with --checkpoint, --size, --opset, --static-batch and --precision alone')
     from vitzoo import export_onnx
 
     from .mm_predictor import MmPredictor
@@ -101,10 +107,16 @@ def _export_config(args: argparse.Namespace, output: Output) -> int:
         model = (deploy.detector if loaded.task == 'detection' else deploy.segmentor)(loaded.model, args.size)
     report = export_onnx(
         model, args.out, args.size, opset=args.opset, dynamic_batch=not args.static_batch and loaded.task != 'detection',
-        class_names=names, weights='loaded', source=Path(args.checkpoint).name, progress=not output.as_json)
+        class_names=names, weights='loaded', source=Path(args.checkpoint).name, **_precision(args), progress=not output.as_json)
     output.json(report.to_dict())
     output.rich(report)
     return 0
+
+
+def _precision(args: argparse.Namespace) -> dict:
+    if args.precision == 'fp32' and (args.calibration or args.force_precision):
+        raise ValueError('--calibration and --force-precision go with --precision int8, int8-static or fp16')
+    return dict(precision=args.precision, calibration=args.calibration, force_precision=args.force_precision)
 
 
 def _read_names(path: str) -> list[str]:

@@ -3,7 +3,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+from vitzoo_runtime.images import SUFFIXES, images_below
+
 LABELS = '.labels.png'  # of a segmentor's label map, beside the picture
 
 
@@ -29,8 +30,7 @@ def check_picture(out: str | Path, option: str = '--out') -> Path:
 def find_images(paths: Sequence[str], out: str | Path | None = None) -> dict[Path, Path]:
     """All images among `paths` and below the folders there, each with a file name (below `out`, unique) for its picture.
 
-    What lies below `out` is no input: it is what an earlier run left. Nor is what is hidden: names that begin with a dot are those of files
-    that a killed program left half written, of thumbnails and the like.
+    What lies below `out` is no input: it is what an earlier run left. Nor is what is hidden (`images_below`).
 
     Raises ValueError where a path does not exist, or if there is no image at all.
     """
@@ -41,10 +41,9 @@ def find_images(paths: Sequence[str], out: str | Path | None = None) -> dict[Pat
         if start.is_file():
             found.setdefault(start, Path(start.name))
             continue
-        for path in sorted(start.rglob('*')):
-            name = path.relative_to(start)
-            if path.suffix.lower() in SUFFIXES and path.is_file() and out not in path.resolve().parents and not _is_hidden(name):
-                found.setdefault(path, name)
+        for path in images_below(start):
+            if out not in path.resolve().parents:
+                found.setdefault(path, path.relative_to(start))
     if not found:
         outside = '' if out is None else f' outside {out}'
         raise ValueError(f'{", ".join(map(str, paths))}: no image found{outside}. Expected files that end in {", ".join(SUFFIXES)}.')
@@ -57,7 +56,3 @@ def find_images(paths: Sequence[str], out: str | Path | None = None) -> dict[Pat
         taken |= {name, name.with_suffix(LABELS)}
         pictures[path] = name
     return pictures
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith('.') for part in path.parts)

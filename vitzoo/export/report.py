@@ -3,6 +3,7 @@ from dataclasses import asdict, dataclass, field
 
 from vitzoo_runtime.terminal import printable
 
+from .quantise import Quantisation
 from .verify import Check
 
 
@@ -15,6 +16,8 @@ class ExportReport:
     checks: one per batch and image size, see `verify.Check`.
     latency_ms: 'pytorch' and 'onnxruntime', batch 1, median CPU time of one thread, measured in turns; empty if not asked for.
     metadata: what the file carries, see `export_onnx`.
+    quantisation: of a file in a smaller precision: what that changed and gained, see `quantise.Quantisation`. Checks, exporter, opset and
+        `latency_ms` are then those of the file in float32 that it was made of.
     """
     path: str
     model: str
@@ -29,6 +32,8 @@ class ExportReport:
     latency_ms: dict[str, float]
     metadata: dict
     warnings: list[str] = field(default_factory=list)
+    precision: str = 'fp32'
+    quantisation: Quantisation | None = None
 
     @property
     def max_error(self) -> float:
@@ -52,6 +57,9 @@ class ExportReport:
         if self.latency_ms:
             pytorch, ort = self.latency_ms['pytorch'], self.latency_ms['onnxruntime']
             table.add_row('latency, 1 thread', f'PyTorch {pytorch:.2f} ms, ONNX Runtime {ort:.2f} ms ({pytorch / ort:.2f}x)')
+        if self.quantisation:
+            for row in self.quantisation.rows():
+                table.add_row(*(escape(printable(text, 1000)) for text in row))
         for warning in self.warnings:
             table.add_row('[yellow]warning', escape(printable(warning, 1000)))
         return table

@@ -100,9 +100,10 @@ def stages_of_exporter(step: Callable[[str], None]):
         yield
 
 
-def expected_seconds(num_modules: int, rounds: int) -> dict[str, float]:
+def expected_seconds(num_modules: int, rounds: int, precision: str = 'fp32') -> dict[str, float]:
     """What the steps of an export took on one busy core, by PyTorch's exporter for a model of so many modules."""
     return {
         'run in PyTorch': 2., 'trace': 0.04 * num_modules, 'decompose': 0.05 * num_modules, 'translate': 0.01 * num_modules,
         'optimise': 0.035 * num_modules, 'check in ONNX Runtime': 2., **({'time': 1 + 0.4 * rounds} if rounds else {}),
+        **({} if precision == 'fp32' else {f'put into {precision}': 5 + 0.4 * rounds}),
     }
