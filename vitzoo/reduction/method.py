@@ -167,6 +167,8 @@ def behind_prefix(index: Tensor, num_prefix: int) -> Tensor:
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """(B, N, C), (B, K) -> (B, K, C): whole rows at once."""
     B, N = x.shape[:2]
+    if B == 1:  # half of the operators
+        return x.index_select(1, index[0])
     first = torch.arange(B, device=x.device)[:, None] * N
     return x.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, x.shape[2])
 

@@ -53,7 +53,7 @@ def match_kth(metric: Tensor, k: int) -> Merge:
 
 def _similarities(metric: Tensor, sources: slice | Tensor, targets: slice) -> tuple[Tensor, Tensor]:
     """The largest cosine of each source (B, S) with a target, and which target that is."""
-    metric = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    metric = metric / torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min(1e-12)
     return torch.bmm(metric[:, sources], metric[:, targets].transpose(1, 2)).max(dim=-1)
 
 
@@ -63,21 +63,17 @@ def merge_rows(x: Tensor, size: Tensor | None, merge: Merge) -> tuple[Tensor, Te
     Also how much each source counts in each target, (B, T, r).
     """
     P, U, targets = merge.num_prefix, merge.num_kept, x[:, merge.targets]
-    places = torch.arange(len(range(x.shape[1])[merge.targets]), device=x.device)
-    counts = torch.promote_types(x.dtype, torch.float32)  # bfloat16 counts to 256
-    weights = (merge.destinations[:, None] == places[:, None]).to(counts)
     if size is None:
-        own, kept = 1., weights.new_ones(x.shape[0], P + U)
-    else:
-        own, others = size[:, merge.targets], size.gather(1, merge.rows)
-        kept = torch.cat([size[:, :P], others[:, :U]], dim=1)
-        weights = weights * others[:, None, U:]
-        targets = targets * own[..., None].to(x.dtype)
+        size = x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))  # bfloat16 counts to 256
+    own, others = size[:, merge.targets], size.gather(1, merge.rows)
+    places = torch.arange(operator.index(targets.shape[1]), device=x.device)
+    weights = (merge.destinations[:, None] == places[:, None]) * others[:, None, U:]
     total = weights.sum(-1) + own
     moved = take_rows(x, merge.rows)
-    # a sum of its own: under autocast the product is in half precision, and what nothing is merged into stays as it is
-    merged = (weights.to(x.dtype) @ moved[:, U:] + targets) / total[..., None].to(x.dtype)
-    return torch.cat([x[:, :P], moved[:, :U], merged], dim=1), torch.cat([kept, total], dim=1), weights
+    # what nothing is merged into stays as it is, under autocast too: only the product is in half precision there
+    added = (weights / total[..., None]).to(x.dtype).bmm(moved[:, U:])
+    merged = torch.addcmul(added, targets, (own / total)[..., None].to(x.dtype))
+    return torch.cat([x[:, :P], moved[:, :U], merged], dim=1), torch.cat([size[:, :P], others[:, :U], total], dim=1), weights
 
 
 def new_rows(merge: Merge, count: int) -> Tensor:
