@@ -23,6 +23,7 @@ class Transformer(Deployed):
         from mmdet.structures import DetDataSample
         model, head = self.model, self.model.bbox_head
         self.onnx_metadata |= dict(task='detection', num_classes=head.num_classes, score_threshold=0)
+        self.dino = hasattr(model.decoder, 'ref_point_head')
         self.selects = model.as_two_stage  # which places become queries, and in which order
         self.limit = head.test_cfg.get('max_per_img', model.num_queries)
         with torch.no_grad():
@@ -42,7 +43,7 @@ class Transformer(Deployed):
         for parent in list(model.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, MultiScaleDeformableAttention):
-                    setattr(parent, name, DeformableAttention(child, shapes.tolist()))
+                    setattr(parent, name, DeformableAttention(child, shapes))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         from mmdet.models.layers import coordinate_to_encoding
@@ -52,16 +53,15 @@ class Transformer(Deployed):
             memory = layer(memory, query_pos=self.positions, key_padding_mask=self.padding, reference_points=self.places)
 
         query, query_pos, references = self.queries(memory)
-        sine = hasattr(decoder, 'ref_point_head')  # DINO's
         last = len(decoder.layers) - 1
         for i, layer in enumerate(decoder.layers):
             places = references[:, :, None] * self.ratios[..., :references.shape[-1]]
-            if sine:
+            if self.dino:
                 query_pos = decoder.ref_point_head(coordinate_to_encoding(places[:, :, 0]))
             query = layer(query, query_pos=query_pos, value=memory, key_padding_mask=self.padding, reference_points=places)
             if self.model.with_box_refine and i < last:
-                references = refine(references, head.reg_branches[i](query), 1e-3 if sine else 1e-5)
-        if sine:
+                references = refine(references, head.reg_branches[i](query), 1e-3 if self.dino else 1e-5)
+        if self.dino:
             query = decoder.norm(query)
 
         scores, index = head.cls_branches[last](query).sigmoid().flatten().topk(self.limit)
@@ -78,10 +78,9 @@ class Transformer(Deployed):
         extra = len(model.decoder.layers)  # the branch for the encoder
         memory = model.memory_trans_norm(model.memory_trans_fc(torch.where(self.inside, memory, 0)))
         scores = head.cls_branches[extra](memory)
-        dino = hasattr(model.decoder, 'ref_point_head')
-        _, best = (scores.amax(2) if dino else scores[..., 0])[0].topk(model.num_queries)
+        _, best = (scores.amax(2) if self.dino else scores[..., 0])[0].topk(model.num_queries)
         boxes = head.reg_branches[extra](memory[:, best]) + self.proposals[:, best]
-        if dino:
+        if self.dino:
             return model.query_embedding.weight[None], None, boxes.sigmoid()
         query_pos, query = model.pos_trans_norm(model.pos_trans_fc(model.get_proposal_pos_embed(boxes))).chunk(2, 2)
         return query, query_pos, boxes.sigmoid()
@@ -96,10 +95,10 @@ def refine(references: Tensor, deltas: Tensor, eps: float = 1e-5) -> Tensor:
 class DeformableAttention(nn.Module):
     """MMCV's multi-scale deformable attention for maps of fixed sizes: a few samples of each of them, weighed."""
 
-    def __init__(self, attention: nn.Module, shapes: list[list[int]]):
+    def __init__(self, attention: nn.Module, shapes: Tensor):
         super().__init__()
-        self.inner, self.shapes = attention, shapes
-        self.register_buffer('lengths', torch.tensor(shapes, dtype=torch.float32).flip(1), persistent=False)  # (levels, 2), width first
+        self.inner, self.shapes = attention, shapes.tolist()
+        self.register_buffer('lengths', shapes.float().flip(1), persistent=False)  # (levels, 2), width first
 
     def forward(self, query: Tensor, value: Tensor, query_pos: Tensor, reference_points: Tensor,
                 key_padding_mask: Tensor | None = None, **unused) -> Tensor:
