@@ -37,6 +37,8 @@ from timm.models.vision_transformer import Block as RefineBlock
 from ..arguments import MOST_PIXELS, as_type, check_range, check_types
 from ..layers import (
     MOST_BLOCKS,
+    SequenceFirstAttention,
+    attention_map,
     check_choice,
     check_heads,
     check_image,
@@ -45,6 +47,8 @@ from ..layers import (
     check_ratios,
     check_token_pool,
     is_plain,
+    is_plain_attention,
+    merge_heads,
     precision_of,
     record,
     recording,
@@ -53,8 +57,8 @@ from ..layers import (
     resize_table,
     resize_tokens,
     specialize_size,
+    split_heads,
 )
-from ..layers.sequence_first import SequenceFirstAttention, attention_map, is_plain_attention, merge_heads, split_heads
 from ..weights.adapt import Positions
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
