@@ -36,5 +36,6 @@ from .sequence_first import attention_map as attention_map
 from .sequence_first import is_plain_attention as is_plain_attention
 from .sequence_first import merge_heads as merge_heads
 from .sequence_first import split_heads as split_heads
+from .sequence_first import swap_first as swap_first
 from .tables import per_size as per_size
 from .tables import specialize_size as specialize_size
