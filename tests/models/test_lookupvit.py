@@ -16,8 +16,9 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import vitzoo
+from vitzoo.export.deploy import deploy_form
 from vitzoo.layers.resample import resize_matrix, resize_table, resize_tokens
-from vitzoo.models.lookupvit import Block, Gather, Infuse
+from vitzoo.models.lookupvit import Block, Gather, Infuse, SequenceFirstGather, SequenceFirstInfuse
 
 FORMS = [dict(), dict(pre_norm=True)]
 
@@ -109,6 +110,33 @@ def test_folded_exchange(form, M, N):
         gained, attention = folded[0](C, L)
         torch.testing.assert_close((gained, attention, folded[1](C, attention)), expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(folded[0].fuse()(C, L), (gained, attention), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('form', FORMS, ids=str)
+@pytest.mark.parametrize('M, N', [(4, 300), (9, 4)])  # in both orders
+def test_sequence_first_exchange(form, M, N):
+    gather, infuse = exchange(Gather, **form).fuse(), exchange(Infuse, **form).fuse()
+    C, L = (torch.randn(2, T, 12, dtype=torch.float64) for T in (M, N))
+    with torch.no_grad():
+        gained, attention = gather(C, L)
+        found, found_attention = SequenceFirstGather(gather)(C.transpose(0, 1), L.transpose(0, 1))
+        torch.testing.assert_close((found.transpose(0, 1), found_attention), (gained, attention), rtol=1e-10, atol=1e-12)
+        found = SequenceFirstInfuse(infuse)(C.transpose(0, 1), attention)
+        torch.testing.assert_close(found.transpose(0, 1), infuse(C, attention), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('foreign', [False, True])
+def test_deployed_model_gives_the_same_maps(foreign):
+    """Attention that is not timm's plain one expects a token's image before its place, and the model stays as it is."""
+    model, x = far_from_initial(build(depth=2)), image(80, 112)
+    if foreign:
+        model.blocks[1].refine.attn = nn.Sequential(model.blocks[1].refine.attn)
+        model.blocks[1].refine.attn.forward = lambda x, **kwargs: model.blocks[1].refine.attn[0](x)
+    deployed = deploy_form(model)
+    assert deployed.token_axis == (1 if foreign else 0)
+    with torch.no_grad():
+        for result, expected in zip(*(m.forward_intermediates(x, return_prefix_tokens=True) for m in (deployed, model)), strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_folded_model_multiplies_less():

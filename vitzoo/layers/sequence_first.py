@@ -11,6 +11,11 @@ from torch import nn
 from .plain import is_plain
 
 
+def swap_first(x: torch.Tensor) -> torch.Tensor:
+    """(T, B, D) -> (B, T, D), or the reverse; nothing moves if there is one image alone."""
+    return x.reshape(x.shape[1], x.shape[0], x.shape[2]) if 1 in x.shape[:2] else x.transpose(0, 1)
+
+
 def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(T, B, D) -> (B, heads, T, d)."""
     return x.unflatten(2, (num_heads, x.shape[2] // num_heads)).permute(1, 2, 0, 3)

@@ -9,6 +9,7 @@ docstring of `LookupViT`.
 
 Shapes: B batch, H W image, h w map of patches, N = h * w lookup tokens, M compressed tokens, D channels, heads with d channels each.
 """
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,8 @@ from timm.models.vision_transformer import Block as RefineBlock
 from ..arguments import MOST_PIXELS, as_type, check_range, check_types
 from ..layers import (
     MOST_BLOCKS,
+    SequenceFirstAttention,
+    attention_map,
     check_choice,
     check_heads,
     check_image,
@@ -45,6 +48,8 @@ from ..layers import (
     check_ratios,
     check_token_pool,
     is_plain,
+    is_plain_attention,
+    merge_heads,
     precision_of,
     record,
     recording,
@@ -53,8 +58,9 @@ from ..layers import (
     resize_table,
     resize_tokens,
     specialize_size,
+    split_heads,
+    swap_first,
 )
-from ..layers.sequence_first import SequenceFirstAttention, attention_map, is_plain_attention, merge_heads, split_heads
 from ..weights.adapt import Positions
 from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
@@ -67,10 +73,14 @@ Size = tuple[int, int]
 
 
 class Tokens(NamedTuple):
-    """What goes from block to block: C (B, M, D), L (B, N, D), and the size (h, w) of the map that L is."""
+    """What goes from block to block: C (B, M, D), L (B, N, D), and the size (h, w) of the map that L is.
+
+    After `deploy`, C is (M, B, D), and L (N, B, D) with what was added `ahead`, (D,).
+    """
     compressed: torch.Tensor
     lookup: torch.Tensor
     size: Size
+    ahead: torch.Tensor | None = None
 
 
 @register_notrace_function
@@ -242,7 +252,8 @@ class SequenceFirstGather(nn.Module):
         attention = attention_map(self.q_norm(self.q(self.norm(compressed))), self.k_norm(self.k(lookup)), self.num_heads)
         if cheaper_by_token(M, N, D, self.num_heads):
             x = torch.matmul(attention.flatten(1, 2), lookup.transpose(0, 1)).split(M, dim=1)  # of each head (B, M, D)
-            gathered = torch.cat([v(y) for v, y in zip(self.v_by_head, x, strict=True)], dim=2).transpose(0, 1)
+            gathered = torch.cat([v(y) for v, y in zip(self.v_by_head, x, strict=True)], dim=2)
+            gathered = swap_first(gathered)
         else:
             gathered = merge_heads(torch.matmul(attention, split_heads(self.v(lookup), self.num_heads)))
         return self.proj(gathered), attention
@@ -266,7 +277,7 @@ class SequenceFirstInfuse(nn.Module):
             return self.proj(merge_heads(torch.matmul(attention.transpose(2, 3), split_heads(v, self.num_heads))))
         v = torch.cat([proj(y) for proj, y in zip(self.proj_by_head, v.chunk(self.num_heads, dim=2), strict=True)])  # (heads * M, B, D)
         spread = torch.matmul(attention.flatten(1, 2).transpose(1, 2), v.transpose(0, 1))  # (B, N, D)
-        return (spread + self.proj.bias).transpose(0, 1)
+        return swap_first(spread if self.proj.bias is None else spread + self.proj.bias)
 
 
 class ConvStem(nn.Module):
@@ -299,6 +310,7 @@ class Block(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         cross = dict(dim=dim, num_heads=num_heads, qkv_bias=qkv_bias, pre_norm=pre_norm, **dd)
         self.writes = writes
+        self.ahead = None  # see `add_ahead`
         self.gather = Gather(**cross)
         self.refine = RefineBlock(dim, num_heads, mlp_ratio, qkv_bias, drop_path=drop_path, **dd)
         if writes:
@@ -316,6 +328,23 @@ class Block(nn.Module):
             lookup = lookup + self.drop_path(self.infuse(compressed, attention))
             lookup = lookup + self.drop_path(self.mlp(self.norm(lookup)))
         return compressed, lookup
+
+
+@torch.no_grad()
+def add_ahead(writer: nn.Parameter, block: Block) -> torch.Tensor | None:
+    """Let lookup tokens bring the bias of a block's infusion along, as part of another that is added before: saves a pass over them.
+
+    The block's projections take it off the tokens that they read; that of the values by the gather's last bias, since rows of the map sum
+    to 1. Returns what the tokens bring (D,); None if the block reads or writes them otherwise.
+    """
+    gather = block.gather
+    if not (block.writes and type(gather.norm_lookup) is nn.Identity and is_plain(gather.k, nn.Linear) and gather.k.bias is not None):
+        return None
+    bias, block.infuse.proj.bias = block.infuse.proj.bias, None
+    writer += bias
+    gather.k.bias -= gather.k.weight @ bias
+    gather.proj.bias -= gather.proj.weight @ (gather.v.weight @ bias)
+    return bias.detach()
 
 
 @dataclass(frozen=True)
@@ -617,11 +646,12 @@ class LookupViT(Columnar, nn.Module):
 
     def forward_block(self, block: nn.Module, state: Tokens) -> Tokens:
         compressed, lookup = self.run(block, state.compressed, state.lookup)
-        return Tokens(compressed, lookup, state.size)
+        return Tokens(compressed, lookup, state.size, block.ahead)
 
     def to_map(self, state: Tokens) -> torch.Tensor:
         """The lookup tokens, (B, N, D)."""
-        return state.lookup.transpose(1, self.token_axis)
+        lookup = state.lookup if state.ahead is None else state.lookup - state.ahead
+        return lookup.transpose(1, self.token_axis)
 
     def to_tokens(self, state: Tokens) -> torch.Tensor:
         """(B, M + N, D), compressed tokens first; with head='compressed' those alone, (B, M, D)."""
@@ -691,6 +721,10 @@ class LookupViT(Columnar, nn.Module):
                 block.refine.attn = SequenceFirstAttention(block.refine.attn)
                 if block.writes:
                     block.infuse = SequenceFirstInfuse(block.infuse)
+            add_ahead(self.pos_embed, self.blocks[0])
+            for before, block in itertools.pairwise(self.blocks):
+                if is_plain(before.mlp, Mlp) and is_plain(before.mlp.fc2, nn.Linear):
+                    before.ahead = add_ahead(before.mlp.fc2.bias, block)
         return self
 
 
