@@ -127,7 +127,7 @@ def test_timm_s_models(name):
                 value.uniform_(0.3, 0.7)
     size = model.pretrained_cfg['input_size'][1:] if 'img_size' not in TIMM[name] else (64, 64)
     deployed = check_deployed(model, size if 'input_size' in model.pretrained_cfg else (64, 64))
-    if name != 'xcit_nano_12_p16_224':  # a scale of a layer's output and of its input together
+    if name not in ('xcit_nano_12_p16_224', 'swiftformer_xs'):  # which also scale what no single layer gives
         assert not [key for key, _ in deployed.named_parameters() if 'gamma' in key and 'grn' not in key]
 
 

@@ -82,13 +82,13 @@ def deploy_form(model: nn.Module, runtime: str = 'onnx', images: Tensor | None =
     _check_runtime(runtime)
     model = inference_copy(model)
     try:
-        model = reparameterize_model(model, inplace=True)
+        model = reparameterize_model(model, inplace=True).requires_grad_(False)
         if images is not None:
             seen = watch(model, images)
             _fold(model, seen)
             _drop(model, seen.idle, images)
             _store_tables(model, seen, images)
-        return model if runtime == 'pytorch' else _deploy(model, runtime, {}).eval()
+        return (model if runtime == 'pytorch' else _deploy(model, runtime, {})).eval()
     except FoldError as e:
         raise FoldError(e.layer, next((name for name, module in model.named_modules() if module is e.layer), '')) from None
 
