@@ -1,9 +1,9 @@
 """Measure the latency of models, in turns, in PyTorch, ONNX Runtime and OpenVINO.
 
 PATTERN is a registered name, of ours or timm's, with or without a tag; a shell pattern such as "svit_*", which stands for all names that
-match; or an ONNX file (.onnx). Without one, all models of vitzoo but the micro ones are measured. Times are CPU time of one thread, medians
-over rounds; the share is that of a 768x768 matrix product in the same round. Weights are random: times do not depend on them. Exported files
-are compared with the model before they are timed.
+match; or an ONNX file (.onnx). Without one, all models of vitzoo but the micro ones are measured. Times are CPU time of one thread,
+medians over rounds; the share is that of a 768x768 matrix product in the same round. Weights are random: times do not depend on them.
+Exported files are compared with the model before they are timed, and OpenVINO's outputs with ONNX Runtime's.
 
 With --config instead of PATTERN, a whole detector or segmentor: the time of backbone, neck and head in PyTorch.
 """

@@ -11,8 +11,8 @@ def main() -> int:
     from .plan import SIZES, models
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.latency',
-        description='Measure latency, one thread and one image, in PyTorch and ONNX Runtime; finished rows are skipped. About 35 minutes of '
-                    'CPU time for all, and two hours to export the files, which the next run finds in --cache.')
+        description='Measure latency, one thread and one image, in PyTorch and ONNX Runtime; finished rows are skipped. About 35 minutes '
+                    'of CPU time for all, and an hour to export the files, which the next run finds in --cache.')
     parser.add_argument('--models', nargs='+', default=['*'], metavar='PATTERN', help='some of the models (default: all)')
     parser.add_argument('--sizes', nargs='+', type=int, default=SIZES, metavar='SIZE', help='default: 224 640')
     parser.add_argument('--rounds', type=int, metavar='N', help='figures for each median (default: 7 at 224, 3 at 640)')

@@ -10,8 +10,8 @@ from vitzoo.profiling.published import published
 from .. import rows as rows_of
 from .plan import RUNTIMES
 
-FIELDS = ('model', 'size', 'runtime', 'ms', 'lowest', 'highest', 'share', 'rounds', 'params', 'macs', 'file_mb', 'top1', 'top1_size', 'top1_tag',
-          'top1_source', 'error', 'cpu', 'torch', 'timm', 'onnxruntime', 'vitzoo')
+FIELDS = ('model', 'size', 'runtime', 'ms', 'lowest', 'highest', 'share', 'rounds', 'params', 'macs', 'file_mb', 'top1', 'top1_size',
+          'top1_tag', 'top1_source', 'error', 'cpu', 'torch', 'timm', 'onnxruntime', 'vitzoo')
 ROUNDS = {224: 7, 640: 3}  # of other sizes 5
 
 
@@ -56,8 +56,8 @@ def _row(result: Measured, how: str, rounds: int) -> dict:
     share = {'share': round(result.share[1], 4)} if result.share else {}
     accuracy = dict(top1=known.top1, top1_size=known.size, top1_tag=known.tag, top1_source=known.source) if known else {}
     file_mb = None if result.file_megabytes is None else round(result.file_megabytes, 1)
-    return dict(dict.fromkeys(FIELDS, ''), model=result.case.model, size=result.case.size[0], runtime=how, **numbers, **share, rounds=rounds,
-                params=result.params, macs=result.macs, file_mb=file_mb, **accuracy, error=result.error or '', cpu=cpu_name(),
+    return dict(dict.fromkeys(FIELDS, ''), model=result.case.model, size=result.case.size[0], runtime=how, **numbers, **share,
+                rounds=rounds, params=result.params, macs=result.macs, file_mb=file_mb, **accuracy, error=result.error or '', cpu=cpu_name(),
                 vitzoo=vitzoo.__version__, **{name: version(name) for name in ('torch', 'timm', 'onnxruntime')})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..extras import require
-from .verify import ExportError, open_session
+from .verify import CHOICE_TOLERANCE, SEEDS, TOLERANCE, ExportError, open_session, photo
 
 NAMES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}  # that take ONNX files
 EXTRAS = {'onnxruntime': 'onnx', 'openvino': 'openvino'}
@@ -41,8 +41,10 @@ class Port(NamedTuple):
 
 
 class OpenVino:
-    """An ONNX file in OpenVINO on the CPU, in float32 (or in what the file is quantised to); compiled once for each shape of an image, since
-    lengths that stay open cost time."""
+    """An ONNX file in OpenVINO on the CPU, in float32, or in what the file is quantised to.
+
+    It is compiled once for each shape of an image: lengths that stay open cost time.
+    """
 
     def __init__(self, path: str | os.PathLike, threads: int = 1):
         openvino = require('openvino', 'openvino')
@@ -99,3 +101,27 @@ def check_names(runtimes: Sequence[str]) -> None:
         if name not in NAMES:
             raise ValueError(f'runtime {name!r}: expected {" or ".join(map(repr, NAMES))}.')
         require(name, EXTRAS[name])
+
+
+def compare_runtimes(path: str | os.PathLike, runtime: str, size: tuple[int, int, int], *, strict: bool = True) -> float:
+    """Largest difference of a runtime's outputs to ONNX Runtime's, as a share of an output's largest value, over the four images of (C, H, W)
+    that `export_onnx` checks with.
+
+    One image of the four may differ by up to `CHOICE_TOLERANCE`, as that of a model that chooses; it does not count.
+
+    Raises:
+        ExportError: on other shapes or, if `strict`, on more than `TOLERANCE` in a second image or on what is beyond either.
+    """
+    reference, other = open_file(path), open_file(path, runtime)
+    feed_name, names = reference.get_inputs()[0].name, [output.name for output in reference.get_outputs()]
+    found = []
+    for seed in SEEDS:
+        feed = {feed_name: photo(seed, size).numpy()}
+        pairs = list(zip(other.run(names, feed), reference.run(names, feed), strict=True))
+        if any(got.shape != want.shape for got, want in pairs):
+            raise ExportError(f'{NAMES[runtime]} gives outputs of other shapes than ONNX Runtime.')
+        found.append(max(float(np.abs(got - want).max() / max(np.abs(want).max(), np.finfo(np.float32).tiny)) for got, want in pairs))
+    *others, largest = sorted(found)
+    if strict and (largest > CHOICE_TOLERANCE or max(others) > TOLERANCE):
+        raise ExportError(f'{NAMES[runtime]} differs from ONNX Runtime by {largest:.1e} of the largest value, {TOLERANCE:.0e} is allowed.')
+    return largest if largest <= TOLERANCE or not strict else max(others)

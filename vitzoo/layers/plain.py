@@ -11,13 +11,19 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 def is_bare(layer: nn.Module) -> bool:
     """Whether to call the layer is to call its class's own `forward` on plain parameters: no hooks, no weights of another kind.
 
-    Hooks on all modules at once, which profilers set, do not count.
+    Hooks on all modules at once, which profilers set, do not count, nor do those of profilers on this one.
     """
     return not (
-        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
+        any(not _only_looks(hook) for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()))
+        or layer._backward_pre_hooks or layer._backward_hooks
         or 'forward' in vars(layer)  # put on the object, as offloading tools do
         or any(p is not None and not isinstance(p, nn.Parameter) for p in layer._parameters.values())
         or holds_other_weights(layer))
+
+
+def _only_looks(hook) -> bool:
+    """Whether a hook is a profiler's, which changes nothing: those of fvcore, and of ours, which say so."""
+    return type(hook).__module__.startswith('fvcore.') or getattr(hook, 'only_looks', False)
 
 
 def holds_other_weights(layer: nn.Module) -> bool:

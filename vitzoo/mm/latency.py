@@ -14,10 +14,10 @@ from .config import setup
 
 
 def split_config(config: str | os.PathLike, size: tuple[int, int], *, rounds: int = 5) -> dict[str, tuple[float, float, float]]:
-    """Backbone, neck, head and whole -> milliseconds of CPU time for one image of (H, W), one thread: median, lowest and highest.
+    """Backbone, neck, head and whole -> milliseconds of CPU time for one image of (H, W), one thread: median, lowest, highest.
 
-    The model is built from the config, with random weights, and does what its own `predict` does with an image of that size, without bringing
-    boxes or regions back to another. How many objects a head has to do with depends on the weights.
+    The model is built from the config, with random weights, and does what its own `predict` does with an image of that size, without
+    bringing boxes or regions back to another. How many objects a head has to do with depends on the weights.
 
     Raises:
         ValueError: if the config is of neither a detector nor a segmentor, or the model does not take that size.

@@ -72,7 +72,8 @@ class Measured:
     share: batch -> share of what a matrix product of 768x768 in float32 reaches in the same round, median.
     macs: multiply-adds of an image; megabytes: moved for it in PyTorch at batch 1, see `vitzoo.profile`, with the case's bytes an element.
     peak_megabytes: by which the process grew at most while the model was loaded and ran once with the largest batch.
-    file_megabytes: of the ONNX file.
+    file_megabytes: of the ONNX file. difference: of OpenVINO's outputs to ONNX Runtime's of the same file, largest, as a share of the largest
+        value; in float32 more than `export_onnx` allows between PyTorch and the file is an error.
     """
     case: Case
     ms: dict[int, tuple[float, float, float]] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class Measured:
     megabytes: float | None = None
     peak_megabytes: float | None = None
     file_megabytes: float | None = None
+    difference: float | None = None
     error: str | None = None
 
     def throughput(self, batch: int) -> float | None:
@@ -108,7 +110,7 @@ def cpu_name() -> str:
 
 def bench(cases: Iterable[Case], *, batches: Sequence[int] = (1, 8), rounds: int = 5, min_seconds: float = 0.1,
           cache: str | Path | None = None, progress: Callable[[str], object] = lambda text: None) -> list[Measured]:
-    """Measure all cases in turns (A B C A B C ...), each on one CPU thread, together with a matrix product that says what the machine gives.
+    """Measure all cases in turns (A B C A B C ...), each on one CPU thread, with a matrix product that says what the machine gives.
 
     Models of PyTorch are timed as `reparameterize_model` leaves them, with random weights; ONNX files are what `export_onnx` makes, and
     were compared with the model. A case that fails on the way (it cannot be exported, say) is in the result with its error.
@@ -244,13 +246,15 @@ def _file_macs(case: Case) -> int | None:
 
 def _open(result: Measured, exports: Exports, batches: Sequence[int]):
     """The runtime, ready to be called, with what it takes of memory in `result`."""
-    from ..export.runtimes import PyTorch, open_file
+    from ..export.runtimes import PyTorch, compare_runtimes, open_file
     case = result.case
     if case.runtime in OF_FILES:
         path = _file(case, exports, dynamic_batch=any(batch != 1 for batch in batches))
         result.file_megabytes = path.stat().st_size / 1e6
     else:
         path = None
+    if case.runtime == 'openvino':
+        result.difference = compare_runtimes(path, case.runtime, (_channels(path), *case.size), strict=case.precision == 'fp32')
     before = start_of_peak()
     if path is not None:
         runtime = open_file(path, case.runtime)
@@ -283,8 +287,8 @@ def _call(runtime, case: Case, batch: int) -> Callable[[], object]:
     return lambda: runtime.run(names, feed)
 
 
-CSV = ('model', 'reduce', 'height', 'width', 'runtime', 'precision', 'batch', 'ms', 'lowest', 'highest', 'images_per_second', 'share', 'params',
-       'macs', 'megabytes_moved', 'peak_megabytes', 'file_megabytes', 'top1', 'cpu', 'error')
+CSV = ('model', 'reduce', 'height', 'width', 'runtime', 'precision', 'batch', 'ms', 'lowest', 'highest', 'images_per_second', 'share',
+       'params', 'macs', 'megabytes_moved', 'peak_megabytes', 'file_megabytes', 'top1', 'cpu', 'error')
 
 
 def write_csv(found: Iterable[Measured], path: str | Path) -> None:

@@ -41,14 +41,16 @@ class Exports:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, name: str, size: tuple[int, int], *, reduce: str | None = None, precision: str = 'fp32', dynamic_batch: bool = False) -> Path:
+    def path(self, name: str, size: tuple[int, int], *, reduce: str | None = None, precision: str = 'fp32',
+             dynamic_batch: bool = False) -> Path:
         from .. import __version__
         how = ''.join(c if c.isalnum() or c in '.=_-' else '_' for c in reduce or '')
         parts = [name, how, f'{size[0]}x{size[1]}', 'batch' if dynamic_batch else '', '' if precision == 'fp32' else precision,
                  f'vitzoo{__version__}', f'torch{torch.__version__}', f'timm{timm.__version__}']
         return self.folder / f'{"-".join(filter(None, parts))}.onnx'
 
-    def get(self, name: str, size: tuple[int, int], *, reduce: str | None = None, precision: str = 'fp32', dynamic_batch: bool = False) -> Path:
+    def get(self, name: str, size: tuple[int, int], *, reduce: str | None = None, precision: str = 'fp32',
+            dynamic_batch: bool = False) -> Path:
         """The file, made now if it is not there.
 
         Raises:

@@ -58,21 +58,30 @@ class Breakdown:
         return asdict(self)
 
 
+class _Watch:
+    """A hook before and after a module's forward, in turn."""
+    only_looks = True  # the layer is still no more than its weight
+
+    def __init__(self, name: str, spent: Counter):
+        self.name, self.spent, self.start = name, spent, None
+
+    def __call__(self, *args) -> None:
+        now = time.thread_time()
+        if self.start is None:
+            self.start = now
+        else:
+            self.spent[self.name] += now - self.start
+            self.start = None
+
+
 def time_modules(modules: dict[str, nn.Module], call: Callable[[], object], rounds: int) -> dict[str, list[float]]:
     """Seconds of CPU time of the calling thread spent in each of the modules, one entry for each call of `call`, after one to warm up."""
-    spent, starts, handles = Counter(), {}, []
-
-    def before(name):
-        starts[name] = time.thread_time()
-
-    def after(name):
-        spent[name] += time.thread_time() - starts[name]
-
+    spent, handles = Counter(), []
     found = {name: [] for name in modules}
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: before(name)))
-            handles.append(module.register_forward_hook(lambda *_, name=name: after(name)))
+            watch = _Watch(name, spent)
+            handles += [module.register_forward_pre_hook(watch), module.register_forward_hook(watch)]
         call()
         for _ in range(rounds):
             spent.clear()
