@@ -114,7 +114,7 @@ def test_metadata(classifier, features):
     assert found == dict(
         model='svit_micro', task='classification', input_size=[3, 64, 96], mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225],
         interpolation='bicubic', crop_pct=classifier[0].pretrained_cfg['crop_pct'], num_classes=7, class_names=list('abcdefg'),
-        weights='random', source='here', license=None)
+        weights='random', precision='fp32', source='here', license=None)
     assert versions == dict(vitzoo=vitzoo.__version__, torch=torch.__version__, timm=timm.__version__, onnx=onnx.__version__)
     found = metadata(features[1])
     assert (found['task'], found['num_classes'], found['class_names'], found['input_size']) == ('features', 0, None, [3, 57, 83])

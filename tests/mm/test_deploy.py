@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from PIL import Image
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -138,6 +139,33 @@ def test_detector_in_onnx(head, backbone, opset, tmp_path):
     assert found['model'] == f'{type(model).__name__} on {backbone}' and found['class_names'][9] == 'digit 9'
     assert (found['task'], found['num_classes'], found['score_threshold']) == ('detection', 10, 0 if hasattr(model, 'encoder') else 0.05)
     np.testing.assert_allclose(found['mean'], [0.485, 0.456, 0.406], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head', ['retinanet', 'mask-rcnn'])
+def test_detector_in_8_bits(head, tmp_path):
+    model = build(f'detection/{head}_svit_micro_digits')
+    deployed = deploy.detector(model, SIZE)
+    images = [Image.fromarray(np.random.default_rng(i).integers(256, size=(*SIZE, 3), dtype=np.uint8)) for i in range(3)]
+    report = vitzoo.export_onnx(deployed, tmp_path / 'model.onnx', SIZE, opset=17, dynamic_batch=False, rounds=0, precision='int8',
+                                force_precision=True, calibration=images)
+    found = report.quantisation.drift
+    assert found.objects > 5 and 0.5 < found.boxes <= 1 and found.box_iou > 0.7 and found.images == 3
+    assert (found.mask_iou is not None) == (head == 'mask-rcnn') and (found.mask_iou or 1) > 0.7
+    assert found.error is found.top1 is found.labels is None
+    assert 'MatMulInteger' in {node.op_type for node in onnx.load(report.path).graph.node}
+    boxes, scores, labels, *_ = run(report.path, photo(9, (3, *SIZE)))
+    assert len(boxes) == len(scores) == len(labels) and metadata(report.path)['drift'] == found.to_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('argmax', [False, True])
+def test_segmentor_in_8_bits(argmax, tmp_path):
+    model = build('segmentation/upernet_svit_micro_digits')
+    images = [Image.fromarray(np.random.default_rng(i).integers(256, size=(*SIZE, 3), dtype=np.uint8)) for i in range(3)]
+    report = vitzoo.export_onnx(deploy.segmentor(model, SIZE, argmax=argmax), tmp_path / 'model.onnx', SIZE, opset=17, rounds=0,
+                                precision='int8', force_precision=True, calibration=images)
+    assert 0.5 < report.quantisation.drift.labels <= 1 and report.quantisation.drift.images == 3
 
 
 @pytest.mark.slow
