@@ -39,9 +39,9 @@ from .resample import resize_table as resize_table
 from .resample import resize_tokens as resize_tokens
 from .sequence_first import SequenceFirstAttention as SequenceFirstAttention
 from .sequence_first import attention_map as attention_map
+from .sequence_first import heads_of_sequence as heads_of_sequence
 from .sequence_first import is_plain_attention as is_plain_attention
-from .sequence_first import merge_heads as merge_heads
-from .sequence_first import split_heads as split_heads
+from .sequence_first import sequence_of_heads as sequence_of_heads
 from .sequence_first import swap_first as swap_first
 from .tables import per_size as per_size
 from .tables import specialize_size as specialize_size

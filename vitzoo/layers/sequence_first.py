@@ -16,19 +16,19 @@ def swap_first(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(x.shape[1], x.shape[0], x.shape[2]) if 1 in x.shape[:2] else x.transpose(0, 1)
 
 
-def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+def heads_of_sequence(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(T, B, D) -> (B, heads, T, d)."""
     return x.unflatten(2, (num_heads, x.shape[2] // num_heads)).permute(1, 2, 0, 3)
 
 
-def merge_heads(x: torch.Tensor) -> torch.Tensor:
+def sequence_of_heads(x: torch.Tensor) -> torch.Tensor:
     """(B, heads, T, d) -> (T, B, D)."""
     return x.permute(2, 0, 1, 3).flatten(2)
 
 
 def attention_map(q: torch.Tensor, k: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Scaled queries (M, B, D) and keys (N, B, D) -> (B, heads, M, N), whose rows sum to 1."""
-    return torch.matmul(split_heads(q, num_heads), split_heads(k, num_heads).transpose(2, 3)).softmax(-1)
+    return torch.matmul(heads_of_sequence(q, num_heads), heads_of_sequence(k, num_heads).transpose(2, 3)).softmax(-1)
 
 
 def is_plain_attention(attention: nn.Module) -> bool:
@@ -50,5 +50,5 @@ class SequenceFirstAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, attn_mask: None = None, is_causal: bool = False) -> torch.Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=2)
-        x = torch.matmul(attention_map(q, k, self.num_heads), split_heads(v, self.num_heads))
-        return self.proj(merge_heads(x))
+        x = torch.matmul(attention_map(q, k, self.num_heads), heads_of_sequence(v, self.num_heads))
+        return self.proj(sequence_of_heads(x))

@@ -47,9 +47,9 @@ from ..layers import (
     check_pair,
     check_ratios,
     check_token_pool,
+    heads_of_sequence,
     is_plain,
     is_plain_attention,
-    merge_heads,
     precision_of,
     record,
     recording,
@@ -57,8 +57,8 @@ from ..layers import (
     require_plain,
     resize_table,
     resize_tokens,
+    sequence_of_heads,
     specialize_size,
-    split_heads,
     swap_first,
 )
 from ..weights.adapt import Positions
@@ -255,7 +255,7 @@ class SequenceFirstGather(nn.Module):
             gathered = torch.cat([v(y) for v, y in zip(self.v_by_head, x, strict=True)], dim=2)
             gathered = swap_first(gathered)
         else:
-            gathered = merge_heads(torch.matmul(attention, split_heads(self.v(lookup), self.num_heads)))
+            gathered = sequence_of_heads(torch.matmul(attention, heads_of_sequence(self.v(lookup), self.num_heads)))
         return self.proj(gathered), attention
 
 
@@ -274,7 +274,7 @@ class SequenceFirstInfuse(nn.Module):
         (M, _, D), N = compressed.shape, attention.shape[3]
         v = self.v_norm(self.v(self.norm(compressed)))
         if not cheaper_by_token(M, N, D, self.num_heads):
-            return self.proj(merge_heads(torch.matmul(attention.transpose(2, 3), split_heads(v, self.num_heads))))
+            return self.proj(sequence_of_heads(torch.matmul(attention.transpose(2, 3), heads_of_sequence(v, self.num_heads))))
         v = torch.cat([proj(y) for proj, y in zip(self.proj_by_head, v.chunk(self.num_heads, dim=2), strict=True)])  # (heads * M, B, D)
         spread = torch.matmul(attention.flatten(1, 2).transpose(1, 2), v.transpose(0, 1))  # (B, N, D)
         return swap_first(spread if self.proj.bias is None else spread + self.proj.bias)
