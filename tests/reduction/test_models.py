@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from choices import Choices
 from kinds import ANY_SIZE, DEPTH, KINDS, OFF, ONE_SIZE, PAIRS, Looks, build, image, options, reduced
 from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
@@ -339,7 +340,6 @@ def test_tools_of_timm_for_training(kind):
 @torch.no_grad()
 def test_precisions(kind, method):
     model, x = reduced(kind, method), image()
-    y = model(x)
     assert copy.deepcopy(model).double()(x.double()).dtype == torch.double
     half = copy.deepcopy(model).bfloat16()(x.bfloat16())
     assert half.dtype == torch.bfloat16 and half.isfinite().all()
@@ -348,10 +348,23 @@ def test_precisions(kind, method):
         mixed = model.forward_head(final)
         assert_same(model.eval()(x), mixed, 0)
     assert mixed.isfinite().all() and all(m.isfinite().all() and m.dtype == maps[0].dtype for m in maps)
-    for other in (half, mixed):  # a choice may go another way, but the answer is about the same
-        assert torch.nn.functional.cosine_similarity(other.float(), y).min() > 0.5
     with pytest.raises(ValueError, match='autocast'):
         model(x.double())
+
+
+@some_pairs
+@torch.no_grad()
+def test_half_precision_is_about_the_same(kind, method):
+    """Where the same tokens are chosen: of two that are nearly equal rounding takes either."""
+    model, x = reduced(kind, method), image()
+    with Choices() as choices:
+        y = model(x)
+    with Choices(choices.notes):
+        half = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    with torch.autocast('cpu', torch.bfloat16), Choices(choices.notes):
+        mixed = model(x)
+    for other in (half, mixed):
+        assert torch.nn.functional.cosine_similarity(other.float(), y).min() > 0.998
 
 
 @torch.no_grad()
