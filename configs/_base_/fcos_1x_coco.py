@@ -5,7 +5,7 @@ _base_ = ['mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-gi
 model = dict(
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
     backbone=dict(_delete_=True, type='vitzoo.Backbone', out_indices=(1, 2, 3)),
-    neck=dict(start_level=0))
+    neck=dict(in_channels=[192, 384, 768], start_level=0))
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
     paramwise_cfg=dict(
