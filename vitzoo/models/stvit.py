@@ -42,9 +42,12 @@ from ..layers import (
     fold_layer_scale,
     is_plain,
     join_heads,
+    no_conv,
     per_size,
+    pointwise_conv,
     record,
     recording,
+    require_plain,
     split_heads,
     split_qkv,
 )
@@ -434,6 +437,41 @@ class SwinBlock(nn.Module):
             record(self, 'windows', labels, int(labels.max()) + 1)
         x = x + self.drop_path(self.attn(self.norm1(x), H, W, shift))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """With convolutions, see `DeployedSwinBlock`. Raises ValueError if the linear layers are more than their weight."""
+        require_plain(nn.Linear, self.mlp.fc1, self.mlp.fc2)
+        return DeployedSwinBlock(self)
+
+
+class DeployedSwinBlock(nn.Module):
+    """`SwinBlock` whose projections and sums are convolutions where there are more tokens than channels.
+
+    ONNX Runtime's convolutions are then the faster matrix products, and add at no cost what they find in their own layout.
+    """
+
+    def __init__(self, block: SwinBlock):
+        super().__init__()
+        self.norm1 = block.norm1
+        self.attn = block.attn  # a DeployedWindowAttention, without its projection
+        self.proj, self.attn.proj = self.attn.proj, nn.Identity()
+        self.norm2 = block.norm2
+        self.mlp = block.mlp
+        self.convs = nn.ModuleList(map(pointwise_conv, (self.proj, self.mlp.fc1, self.mlp.fc2)))
+        self.enter = no_conv(self.proj.out_features)
+
+    def forward(self, x: torch.Tensor, H: int, W: int, shift: int) -> torch.Tensor:
+        B, N, C = x.shape
+        y = self.attn(self.norm1(x), H, W, shift)
+        if N <= C:
+            x = x + self.proj(y)
+            return x + self.mlp(self.norm2(x))
+        proj, fc1, fc2 = self.convs
+        x, y = (t.view(B, H, W, C).permute(0, 3, 1, 2) for t in (x, y))
+        x = self.enter(x) + proj(y)
+        y = self.norm2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x + fc2(self.mlp.act(fc1(y)))
+        return x.permute(0, 2, 3, 1).reshape(B, N, C)
 
 
 class SemanticBlock(nn.Module):
