@@ -42,7 +42,7 @@ from ..layers import (
     fold_layer_scale,
     is_plain,
     join_heads,
-    no_conv,
+    on_nchw,
     per_size,
     pointwise_conv,
     record,
@@ -445,33 +445,21 @@ class SwinBlock(nn.Module):
 
 
 class DeployedSwinBlock(nn.Module):
-    """`SwinBlock` whose projections and sums are convolutions where there are more tokens than channels.
-
-    ONNX Runtime's convolutions are then the faster matrix products, and add at no cost what they find in their own layout.
-    """
+    """`SwinBlock` whose MLP is a chain of 1x1 convolutions where there are more tokens than channels: ONNX Runtime's are then faster."""
 
     def __init__(self, block: SwinBlock):
         super().__init__()
         self.norm1 = block.norm1
-        self.attn = block.attn  # a DeployedWindowAttention, without its projection
-        self.proj, self.attn.proj = self.attn.proj, nn.Identity()
+        self.attn = block.attn
         self.norm2 = block.norm2
         self.mlp = block.mlp
-        self.convs = nn.ModuleList(map(pointwise_conv, (self.proj, self.mlp.fc1, self.mlp.fc2)))
-        self.enter = no_conv(self.proj.out_features)
+        self.convs = nn.Sequential(pointwise_conv(block.mlp.fc1), block.mlp.act, pointwise_conv(block.mlp.fc2))
 
     def forward(self, x: torch.Tensor, H: int, W: int, shift: int) -> torch.Tensor:
         B, N, C = x.shape
-        y = self.attn(self.norm1(x), H, W, shift)
-        if N <= C:
-            x = x + self.proj(y)
-            return x + self.mlp(self.norm2(x))
-        proj, fc1, fc2 = self.convs
-        x, y = (t.view(B, H, W, C).permute(0, 3, 1, 2) for t in (x, y))
-        x = self.enter(x) + proj(y)
-        y = self.norm2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x = x + fc2(self.mlp.act(fc1(y)))
-        return x.permute(0, 2, 3, 1).reshape(B, N, C)
+        x = x + self.attn(self.norm1(x), H, W, shift)
+        y = self.norm2(x)
+        return x + (on_nchw(self.convs, y.view(B, H, W, C)).reshape(B, N, C) if N > C else self.mlp(y))
 
 
 class SemanticBlock(nn.Module):
