@@ -227,7 +227,7 @@ def attend_gathered_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cho
 
 
 # Added to the logits of pairs that were not chosen: their weights are e^-60 of what they were, below all rounding. With less, such as
-# -inf, weights are denormal numbers or cut off at them, at which ONNX Runtime's softmax is five times as slow.
+# -inf, weights are denormal numbers or cut off at them, at which ONNX Runtime's softmax is several times as slow.
 NOT_CHOSEN = -60.
 
 
