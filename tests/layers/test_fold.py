@@ -3,7 +3,7 @@ import torch
 from timm.layers import LayerScale
 from torch import nn
 
-from vitzoo.layers import fold_batch_norm, fold_layer_scale
+from vitzoo.layers import fold_batch_norm, fold_layer_scale, fold_norm_and_bias
 
 
 @pytest.mark.parametrize('bias', [True, False])
@@ -29,3 +29,17 @@ def test_layer_scale_goes_into_a_linear_layer():
     assert isinstance(rest, nn.Identity)
     torch.testing.assert_close(linear(x), expected)
     assert fold_layer_scale(linear, rest) is rest
+
+
+@torch.no_grad()
+def test_layer_norm_and_biases_are_folded():
+    norm, linears, x = nn.LayerNorm(6, eps=1e-3), [nn.Linear(6, 4), nn.Linear(6, 2, bias=False)], torch.randn(5, 6)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    expected = [linear(norm(x)) for linear in linears]
+    for _ in range(2):  # the second time changes nothing
+        norm = fold_norm_and_bias(norm, *linears)
+        assert norm.weight.eq(1).all() and norm.bias.eq(1).all()
+        for linear, y in zip(linears, expected, strict=True):
+            assert linear.bias is None
+            torch.testing.assert_close(linear(norm(x)), y)

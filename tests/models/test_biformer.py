@@ -10,7 +10,16 @@ from torch import nn
 import vitzoo
 from vitzoo.dense import DenseBackbone
 from vitzoo.export import deploy_form
-from vitzoo.models.biformer import Attention, NchwRoutingAttention, Router, RoutingAttention, masking_pays, region_of_pixel
+from vitzoo.models.biformer import (
+    NOT_CHOSEN,
+    Attention,
+    Block,
+    NchwRoutingAttention,
+    Router,
+    RoutingAttention,
+    masking_pays,
+    region_of_pixel,
+)
 
 CASES = {'tiny': 'biformer_tiny.npz', 'stl': 'biformer_stl.npz', 'stl_nchw': 'biformer_stl_nchw.npz', 'dense': 'biformer_tiny-dense.npz'}
 GATHER, MASK = 0, 10 ** 9  # max_masked
@@ -103,8 +112,7 @@ def same_with_gradients(module, plain, x):
                                rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize('max_masked', [GATHER, MASK], ids=['gathered', 'masked'])
-@pytest.mark.parametrize('cls, size, n_win, topk', [
+ROUTINGS = [
     (RoutingAttention, (6, 9), 3, 2),  # divides
     (RoutingAttention, (7, 10), 3, 4),  # padded on both sides
     (RoutingAttention, (9, 5), 4, 3),  # a row of regions that is all padding
@@ -117,7 +125,11 @@ def same_with_gradients(module, plain, x):
     (NchwRoutingAttention, (11, 13), 4, 7),  # 6 x 5 regions
     (NchwRoutingAttention, (5, 5), 3, 9),  # 5 x 5 regions of a pixel
     (NchwRoutingAttention, (4, 6), 2, 4),  # all regions
-], ids=str)
+]
+
+
+@pytest.mark.parametrize('max_masked', [GATHER, MASK], ids=['gathered', 'masked'])
+@pytest.mark.parametrize('cls, size, n_win, topk', ROUTINGS, ids=str)
 def test_routing_attention_against_plain_loops(cls, size, n_win, topk, max_masked):
     x = torch.randn(2, *size, 8, dtype=torch.float64, requires_grad=True)
     same_with_gradients(routing(cls, n_win, topk, max_masked), PLAIN[cls], x)
@@ -418,9 +430,29 @@ def test_needed_products_are_counted():
     assert module.max_masked == RoutingAttention.max_masked
 
 
+@pytest.mark.parametrize('max_masked', [GATHER, MASK], ids=['gathered', 'masked'])
+@pytest.mark.parametrize('cls, size, n_win, topk', ROUTINGS, ids=str)
+def test_deployed_block_computes_the_same(cls, size, n_win, topk, max_masked):
+    block = Block(8, routing(cls, n_win, topk, max_masked), mlp_ratio=3., pos_embed=True, drop_path=0., dtype=torch.float64)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    block.requires_grad_(False)
+    x = torch.randn(2, *size, 8, dtype=torch.float64)
+    expected = block(x)
+    block.attn = block.attn.deploy('onnx')
+    torch.testing.assert_close(block.deploy('onnx')(x), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+def test_pairs_not_chosen_weigh_nothing_in_normal_numbers():
+    """Next to chosen pairs with logits 20 lower or higher."""
+    most = 1024  # keys that are ever masked
+    assert most * math.exp(NOT_CHOSEN + 20) < torch.finfo(torch.float32).eps
+    assert math.exp(NOT_CHOSEN - 20) > torch.finfo(torch.float32).tiny
+
+
 def test_deployed_graph_splits_nothing():
     """ONNX Runtime copies where PyTorch views: queries, keys and values come from products of their own, and transposes are of low rank."""
     model = deploy_form(timm.create_model('biformer_micro'))
     nodes = [node for node in torch.export.export(model, (torch.randn(1, 3, 224, 224),)).graph.nodes if node.op == 'call_function']
     assert not any('chunk' in node.name or 'split' in node.name for node in nodes)
-    assert max(node.meta['val'].ndim for node in nodes if 'permute' in node.name or 'transpose' in node.name) <= 5
+    assert max(node.meta['val'].ndim for node in nodes if 'permute' in node.name or 'transpose' in node.name) <= 6

@@ -21,6 +21,7 @@ from .checks import precision_of as precision_of
 from .fold import fold_batch_norm as fold_batch_norm
 from .fold import fold_identity as fold_identity
 from .fold import fold_layer_scale as fold_layer_scale
+from .fold import fold_norm_and_bias as fold_norm_and_bias
 from .fold import fold_norm_before as fold_norm_before
 from .heads import join_heads as join_heads
 from .heads import split_heads as split_heads

@@ -67,6 +67,30 @@ def fold_norm_before(norm: nn.Module, linear: nn.Linear) -> nn.Module:
 
 
 @torch.no_grad()
+def fold_norm_and_bias(norm: nn.LayerNorm, *linears: nn.Linear) -> nn.LayerNorm:
+    """Fold the weight and bias of a layer norm and the biases of the linear layers behind it into their weights, in place -> the norm in
+    its place, which adds 1 to what it normalised.
+
+    What is normalised sums to 0, so that the mean of a row of weights has no effect on it, but is all that the ones meet. Raises ValueError
+    if one of them is more than its weight.
+    """
+    require_plain(nn.LayerNorm, norm)
+    require_plain(nn.Linear, *linears)
+    for linear in linears:
+        weight = linear.weight.double()
+        bias = weight @ norm.bias.double()
+        if linear.bias is not None:
+            bias += linear.bias
+        weight = weight * norm.weight.double()
+        weight += (bias / weight.shape[1] - weight.mean(1))[:, None]
+        linear.weight = nn.Parameter(weight.to(linear.weight), requires_grad=False)
+        linear.bias = None
+    ones = nn.LayerNorm(norm.normalized_shape, norm.eps, device=norm.weight.device, dtype=norm.weight.dtype)
+    nn.init.ones_(ones.bias)
+    return ones.requires_grad_(False)
+
+
+@torch.no_grad()
 def fold_layer_scale(layer: nn.Linear | nn.Conv2d, scale: nn.Module) -> nn.Module:
     """Scale a layer, in place, by the layer scale behind it -> an identity for the scale."""
     if not isinstance(scale, LAYER_SCALES):

@@ -27,6 +27,7 @@ from ..layers import (
     check_stages,
     fold_batch_norm,
     fold_identity,
+    fold_norm_and_bias,
     on_nchw,
     per_size,
     record,
@@ -226,7 +227,7 @@ def attend_gathered_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cho
 
 
 # Added to the logits of pairs that were not chosen: their weights are e^-60 of what they were, below all rounding. With less, such as
-# -inf, weights are denormal numbers or cut off at them, at which ONNX Runtime's softmax is five times as slow.
+# -inf, weights are denormal numbers or cut off at them, at which ONNX Runtime's softmax is several times as slow.
 NOT_CHOSEN = -60.
 
 
@@ -241,20 +242,10 @@ def attend_masked_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chose
     return plain_attention(q, k, v, mask)
 
 
-def routing_product(q: nn.Linear, k: nn.Linear) -> nn.Linear:
-    """The layer L with L(m) . n = q(m) . k(n), but for terms that are the same for all n and so choose nothing."""
-    weight, bias = q.weight.detach().double(), q.bias.detach().double()
-    layer = nn.Linear(q.in_features, k.in_features, device='meta')
-    layer.weight = nn.Parameter((k.weight.detach().double().T @ weight).to(q.weight), requires_grad=False)
-    layer.bias = nn.Parameter((k.weight.detach().double().T @ bias).to(q.weight), requires_grad=False)
-    return layer
-
-
 class DeployedRouting(nn.Module):
     """Either routing attention as ONNX Runtime is quick at it, of a (B, H, W, C) map.
 
-    Queries, keys and values come from a product each, since views of one would be copies, and are laid out once, by head and region. What
-    chooses the regions is made of the means of the map itself (`routing_product`), since the mean of a linear layer is that of its input.
+    Queries, keys and values come from a product each, since views of one would be copies, and are laid out once, by head and region.
     """
 
     def __init__(self, attn: nn.Module, qkv: nn.Linear, out: nn.Linear):
@@ -264,24 +255,30 @@ class DeployedRouting(nn.Module):
         self.max_masked = attn.max_masked
         self.completes_input = attn.completes_input
         self.grid = attn.grid
-        self.q, self.k, self.v = split_linear(qkv, 3)
-        self.route = routing_product(self.q, self.k)
-        scale = qkv.in_features ** -0.5
+        self.q, self.k, self.v = layers = split_linear(qkv, 3)
+        scale = qkv.in_features ** -0.5  # the choice of regions is the same with it
         self.q.weight = nn.Parameter(self.q.weight * scale, requires_grad=False)
         self.q.bias = nn.Parameter(self.q.bias * scale, requires_grad=False)
+        for name, layer in zip('qkv', layers, strict=True):
+            self.register_buffer(f'{name}_of_zero', layer.bias.detach().clone())
         self.router = attn.router
         self.lepe = attn.lepe
         self.out = out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, H, W, C = x.shape
+        H, W = x.shape[1:3]
         rows, cols, h, w = self.grid(int(H), int(W))
-        if self.completes_input:
-            x = complete(x, rows, cols)
-        divides = x.shape[1] == rows * h and x.shape[2] == cols * w
-        means = means_in_turn(x, rows, cols) if divides else region_means(x, h, w)
-        chosen = self.router(self.route(means), means)
-        q, k, v = (complete(layer(x), h, w) for layer in (self.q, self.k, self.v))
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        divides = (H, W) == (rows * h, cols * w)
+        if divides:
+            chosen = self.router(means_in_turn(q, rows, cols), means_in_turn(k, rows, cols))
+        elif self.completes_input:
+            q, k, v = (F.pad(m - zero, (0, 0, 0, cols * w - W, 0, rows * h - H)) + zero
+                       for m, zero in ((q, self.q_of_zero), (k, self.k_of_zero), (v, self.v_of_zero)))
+            chosen = self.router(means_in_turn(q, rows, cols), means_in_turn(k, rows, cols))
+        else:
+            chosen = self.router(region_means(q, h, w), region_means(k, h, w))
+            q, k, v = (complete(m, h, w) for m in (q, k, v))
         local = on_nchw(self.lepe, v)
         if masking_pays(rows * cols, h * w, self.router.topk, self.max_masked):
             q, k, v = (split_heads(m.flatten(1, 2), self.num_heads) for m in (q, k, v))
@@ -291,7 +288,7 @@ class DeployedRouting(nn.Module):
             q, k, v = (heads_of_regions(m, rows, cols, self.num_heads) for m in (q, k, v))
             y = heads_to_map(attend_gathered_heads(q, k, v, chosen), rows, cols, h)
         y = y + local
-        return self.out(y if divides and y.shape[1:3] == (H, W) else y[:, :H, :W])
+        return self.out(y if divides else y[:, :H, :W])
 
 
 @register_notrace_module
@@ -452,6 +449,13 @@ class Block(nn.Module):
         """Add the identity to the kernel of the position embedding (inference only)."""
         if self.pos_embed is not None:
             self.pos_embed = fold_identity(self.pos_embed)
+        return self
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """Products without a bias, which is one more pass over what they write. Raises ValueError if a layer is more than its weight."""
+        if isinstance(self.attn, DeployedRouting):
+            self.norm1 = fold_norm_and_bias(self.norm1, self.attn.q, self.attn.k, self.attn.v)
+        self.norm2 = fold_norm_and_bias(self.norm2, self.mlp.fc1)
         return self
 
 
