@@ -77,7 +77,7 @@ def check_deployed(model, size, runtime='pytorch'):
     return deployed
 
 
-@pytest.mark.parametrize('form', ['classifier', 'features', 'dense'])
+@pytest.mark.parametrize('form', zoo.first_quick(['classifier', 'features', 'dense']))
 @pytest.mark.parametrize('name', zoo.MICRO)
 def test_every_model(name, form):
     model = vitzoo.DenseBackbone(name).eval() if form == 'dense' else zoo.build(name, features_only=form == 'features')
@@ -97,7 +97,7 @@ def test_every_model(name, form):
                     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize('name', zoo.FIRST.values())
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'svit_micro', zoo.FIRST.values()))
 def test_form_to_be_quantised_has_no_pointwise_convolution_more(name):
     model = zoo.build(name)
 
@@ -113,7 +113,7 @@ TIMM = {
     'vit_tiny_patch16_dinov3_qkvb': dict(depth=2), 'beit_base_patch16_224': dict(depth=1, embed_dim=192, num_heads=3),
     'swin_tiny_patch4_window7_224': dict(depths=(1, 1, 1, 1)), 'inception_next_atto': {}, 'swiftformer_xs': {},
 }
-QUICK = ('convnext_atto', 'cait_xxs24_224', 'vit_tiny_patch16_224', 'resnet10t', 'beit_base_patch16_224')
+QUICK = ('convnext_atto', 'cait_xxs24_224', 'vit_tiny_patch16_224')
 
 
 @pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in QUICK, TIMM))
@@ -131,7 +131,8 @@ def test_timm_s_models(name):
         assert not [key for key, _ in deployed.named_parameters() if 'gamma' in key and 'grn' not in key]
 
 
-@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'eva02_tiny_patch14_224', *zoo.FIRST.values()])
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in ('eva02_tiny_patch14_224', 'stvit_deit_micro'), [
+    'vit_tiny_patch16_224', 'eva02_tiny_patch14_224', *zoo.FIRST.values()]))
 def test_tables_are_stored(name, monkeypatch):
     """A forward at the size resamples nothing and makes no table, whatever there was in between."""
     ours = name in zoo.MICRO
@@ -159,7 +160,7 @@ def test_positions_stored_for_one_size_refuse_another():
         vitzoo.deploy(timm.create_model('vit_tiny_patch16_224', depth=1), 96)
 
 
-@pytest.mark.parametrize('method', ['evit', 'tome', 'expedite'])
+@pytest.mark.parametrize('method', zoo.first_quick(['evit', 'tome', 'expedite']))
 def test_reduced_models(method):
     model = timm.create_model('vit_tiny_patch16_224', init_values=0.5, depth=7).eval()
     options = {'evit': dict(locations=(3,)), 'tome': dict(r=5), 'expedite': {}}[method]

@@ -96,7 +96,9 @@ def test_other_images_in_batches_of_one_and_three(name, opset, exported):
         assert (error > 1e-5).sum() <= int(getattr(model, 'selects', False)) and error.max() <= verify.CHOICE_TOLERANCE
 
 
-@pytest.mark.parametrize('name, opset', [pytest.param(*case.values[:2], marks=case.marks, id=case.id) for case in SQUARE])
+@pytest.mark.parametrize('name, opset', [
+    pytest.param(*case.values[:2], marks=() if case.values[:2] == ('stvit_deit_micro', 17) else pytest.mark.slow, id=case.id)
+    for case in SQUARE])
 def test_same_bytes_twice(name, opset, exported, tmp_path):
     torch.manual_seed(0)
     again = vitzoo.export_onnx(model_with_large_weights(name), tmp_path / 'again.onnx', 224, opset=opset, rounds=0).path

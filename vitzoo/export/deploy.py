@@ -86,7 +86,8 @@ def deploy_form(model: nn.Module, runtime: str = 'onnx', images: Tensor | None =
         if images is not None:
             seen = watch(model, images)
             _fold(model, seen)
-            _drop(model, seen.idle, images)
+            if not getattr(model, 'objects', False):  # those that are found decide which parts they pass
+                _drop(model, seen.idle, images)
             _store_tables(model, seen, images)
         return (model if runtime == 'pytorch' else _deploy(model, runtime, {})).eval()
     except FoldError as e:
@@ -148,7 +149,7 @@ class _Unscaled:
         return other
 
 
-# timm's blocks that scale by a parameter of their own: which layer's output it scales, and what stands for a scale that is folded
+# timm's blocks that scale by a parameter of their own, and the layer whose output it scales
 _GAMMAS = {
     'beit.Block': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
     'cait.LayerScaleBlock': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
@@ -237,8 +238,9 @@ class OneSize:
         self.size = size
 
     def __call__(self, module: nn.Module, args: tuple) -> None:
-        if args and isinstance(args[0], Tensor) and tuple(args[0].shape[2:]) != self.size:
-            raise ValueError(f'Image of {"x".join(map(str, args[0].shape[2:]))}: the position table of this copy is stored for '
+        size = tuple(map(int, args[0].shape[2:])) if args and isinstance(args[0], Tensor) else self.size
+        if size != self.size:
+            raise ValueError(f'Image of {"x".join(map(str, size))}: the position table of this copy is stored for '
                              f'{self.size[0]}x{self.size[1]}. Make one for this size with vitzoo.deploy.')
 
 
