@@ -72,8 +72,9 @@ class Measured:
     share: batch -> share of what a matrix product of 768x768 in float32 reaches in the same round, median.
     macs: multiply-adds of an image; megabytes: moved for it in PyTorch at batch 1, see `vitzoo.profile`, with the case's bytes an element.
     peak_megabytes: by which the process grew at most while the model was loaded and ran once with the largest batch.
-    file_megabytes: of the ONNX file. difference: of OpenVINO's outputs to ONNX Runtime's of the same file, largest, as a share of the largest
-        value; in float32 more than `export_onnx` allows between PyTorch and the file is an error.
+    file_megabytes: of the ONNX file.
+    difference: of OpenVINO's outputs to ONNX Runtime's of the same file, as a share of the largest value; in float32, more than
+        `export_onnx` allows between PyTorch and the file is an error.
     """
     case: Case
     ms: dict[int, tuple[float, float, float]] = field(default_factory=dict)
