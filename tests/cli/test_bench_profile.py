@@ -13,21 +13,19 @@ def run(capsys, *arguments):
     return status, json.loads(captured.out) if captured.out else None, captured.err
 
 
-def test_bench_of_names_and_files(tiny_onnx, tmp_path, capsys):
+def test_bench_of_a_file(tiny_onnx, tmp_path, capsys):
     path = tiny_onnx()
-    out = tmp_path / 'x.csv'
-    status, found, _ = run(capsys, 'bench', 'test_vi[t]', path, '--size', 24, '--batches', 1, '--rounds', 1, '--runtimes', 'eager',
-                           'onnxruntime', '--precisions', 'fp32', '--csv', out, '--cache', tmp_path / 'cache')
-    failed = [result for result in found if result['error']]  # what cannot be made of 24 pixels
-    assert status == (1 if failed else 0)
-    by = {(result['name'], result['runtime']): result for result in found}
-    assert set(by) == {('test_vit', 'eager'), ('test_vit', 'onnxruntime'), ('tiny', 'onnxruntime')}
-    assert by['tiny', 'onnxruntime']['macs'] == 9 and by['tiny', 'onnxruntime']['ms']['1'][0] > 0
-    assert is_ours(out)
+    status, (found,), _ = run(capsys, 'bench', path, '--batches', 1, '--rounds', 1, '--csv', tmp_path / 'x.csv', '--cache', tmp_path / 'x')
+    assert status == 0 and found['name'] == 'tiny' and found['runtime'] == 'onnxruntime' and found['size'] == [24, 24]
+    assert found['macs'] == 9 and found['ms']['1'][0] > 0 and not found['error']
+    assert is_ours(tmp_path / 'x.csv')
+    status, found, err = run(capsys, 'bench', path, '--csv', path)
+    assert status == 2 and found is None and 'is an input' in err
 
 
 def test_bench_as_a_table(capsys):
-    assert main(['bench', 'test_vit', '--size', '32', '--runtimes', 'eager', '--batches', '1', '--rounds', '1', '--reduce', 'tome:r=1']) == 0
+    options = ['--runtimes', 'eager', '--batches', '1', '--rounds', '1', '--reduce', 'tome:r=1']
+    assert main(['bench', 'test_vi[t]', '--size', '32', *options]) == 0
     out = capsys.readouterr().out
     assert 'test_vit tome:r=1' in out and 'ms, batch 1' in out and '32x32' in out
 

@@ -190,9 +190,10 @@ def _complete_name(case: Case) -> Case:
     if not timm.is_model(bare):
         close = get_close_matches(bare, timm.list_models(), n=3)
         raise ValueError(f'unknown model {case.model!r}' + (f'; did you mean {", ".join(close)}?' if close else ''))
-    config = timm.get_pretrained_cfg(case.model)
-    if config is None:
-        raise ValueError(f'{case.model!r}: {bare} has no such tag.')
+    try:
+        config = timm.get_pretrained_cfg(case.model)
+    except RuntimeError as e:
+        raise ValueError(f'{case.model!r}: {bare} has no such tag.') from e
     size = case.size or tuple(config.input_size[1:])
     return Case(case.model, tuple(size), case.runtime, case.precision, case.reduce)
 
