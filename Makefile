@@ -7,7 +7,7 @@ DOCS := .venv-docs
 # two processes of one thread each (tests/conftest.py); what one of them has left to do, the other takes over
 PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
-.PHONY: demo test test-all test-timm test-mmcv bench-dense bench-reduction docs lint clean help
+.PHONY: demo test test-all test-timm test-mmcv bench-dense bench-reduction bench-latency docs lint clean help
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (5 to 7 minutes on two cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs      the pages as a site in runs/docs"
 	@echo "make bench-dense  micro backbones at equal budget on digit scenes; MODELS= TASKS= SEEDS= JOBS= choose (hours for all)"
 	@echo "make bench-reduction  accuracy against multiply-adds of reduced tokens on digit crops; METHODS= SEEDS= choose"
+	@echo "make bench-latency  latency of our models and timm's on this CPU, and its page; MODELS= chooses (hours for all)"
 
 $(STAMP): setup.py requirements/pinned.txt tools/setup.sh
 	PYTHON="$(PYTHON)" tools/setup.sh $(VENV)
@@ -45,6 +46,10 @@ bench-dense: $(STAMP)
 
 bench-reduction: $(STAMP)
 	$(BIN)/python -m benchmarks.reduction $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
+
+bench-latency: $(STAMP)
+	$(BIN)/python -m benchmarks.latency $(if $(MODELS),--models $(MODELS))
+	$(BIN)/python -m benchmarks.latency.report
 
 docs: $(DOCS)/.ready
 	$(DOCS)/bin/mkdocs build --strict --site-dir runs/docs

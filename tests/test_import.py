@@ -10,7 +10,8 @@ import pytest
 import vitzoo
 
 ROOT = Path(vitzoo.__file__).parent
-EXTRAS = ['mmengine', 'mmcv', 'mmdet', 'mmseg', 'pycocotools', 'onnx', 'onnxscript', 'onnxruntime', 'matplotlib', 'sklearn', 'cv2']
+EXTRAS = ['mmengine', 'mmcv', 'mmdet', 'mmseg', 'pycocotools', 'onnx', 'onnxscript', 'onnxruntime', 'openvino', 'fvcore', 'matplotlib',
+          'sklearn', 'cv2']
 # an environment without the extras: no finder finds them
 BLOCK = f'''
 import sys

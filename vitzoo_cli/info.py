@@ -7,6 +7,8 @@ import itertools
 
 from .output import Output
 
+MOST_TRACED = 20e9  # multiply-adds of a model that is run for fvcore's sake
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .models import size
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'min_input_size': list(smallest) if smallest else None, 'fixed_input_size': bool(fixed),
         'paper': cfg.get('paper_ids') or None, 'license': cfg.get('license') or None,
         'weights': {tag: models.where(c) for tag, c in models.tags_of(name).items()},
+        'fvcore': _fvcore(args.model, cost),
     }
     output.json(info)
     if fixed:
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'about': info['about'],
         'parameters': f'{cost.params:,}',
         f'MACs at {"x".join(map(str, cost.input_size))}': f'{cost.macs / 1e9:.3f} G',
+        'MACs by fvcore': _about_fvcore(info['fvcore']),
         'memory traffic': f'{cost.bytes_moved / 1e6:.0f} MB an image in {cost.operators} operators (batch {cost.batch}, 16 bit)',
         'feature maps': _maps(info['stages']) or None,
         'classes': model.num_classes,
@@ -60,6 +64,25 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'weights': [f'{tag}: {where}' if tag else where for tag, where in info['weights'].items()],
     })
     return 0
+
+
+def _fvcore(name: str, cost) -> dict[str, int] | None:
+    """Its own count, and the parts by which that differs from ours; None where it is not installed, or would take long: it runs."""
+    import importlib.util
+    if cost.macs > MOST_TRACED or importlib.util.find_spec('fvcore') is None:
+        return None
+    from vitzoo.profiling.exports import build
+    from vitzoo.profiling.handles import fvcore_count
+    found = fvcore_count(build(name, cost.input_size[1:]), cost.input_size)
+    return found and found._asdict()
+
+
+def _about_fvcore(found: dict[str, int] | None) -> str:
+    agree = 'vitzoo.profiling.fvcore_handles() makes it agree'
+    if found is None:
+        return f'fewer by the products of fused attention, which it leaves out, and more by norms and pooling; {agree}'
+    return (f'{found["macs"] / 1e9:.3f} G: without {found["attention"] / 1e9:.3f} G of fused attention, which it leaves out, and with '
+            f'{found["other"] / 1e9:.3f} G of norms, pooling and the like; {agree}')
 
 
 def _maps(stages: list[dict]) -> list[str]:

@@ -1,8 +1,8 @@
 """Say where the time of a model goes: by module and by operator in PyTorch, and by operator in its ONNX file.
 
 MODEL is a registered name, of ours or timm's, or an ONNX file (.onnx). Weights are random: times do not depend on them. Multiply-adds are
-those of "vitzoo info". Modules have CPU time of one thread; operators have wall time, as the runtimes' own profilers tell it, so that on a busy
-machine their shares say more than their milliseconds.
+those of "vitzoo info". Modules have CPU time of one thread; operators have wall time, as the runtimes' own profilers tell it, so that on a
+busy machine their shares say more than their milliseconds.
 """
 import argparse
 

@@ -56,9 +56,10 @@ def _row(result: Measured, how: str, rounds: int) -> dict:
     share = {'share': round(result.share[1], 4)} if result.share else {}
     accuracy = dict(top1=known.top1, top1_size=known.size, top1_tag=known.tag, top1_source=known.source) if known else {}
     file_mb = None if result.file_megabytes is None else round(result.file_megabytes, 1)
-    return dict(dict.fromkeys(FIELDS, ''), model=result.case.model, size=result.case.size[0], runtime=how, **numbers, **share,
-                rounds=rounds, params=result.params, macs=result.macs, file_mb=file_mb, **accuracy, error=result.error or '', cpu=cpu_name(),
-                vitzoo=vitzoo.__version__, **{name: version(name) for name in ('torch', 'timm', 'onnxruntime')})
+    versions = {name: version(name) for name in ('torch', 'timm', 'onnxruntime')}
+    return {**dict.fromkeys(FIELDS, ''), **dict(
+        model=result.case.model, size=result.case.size[0], runtime=how, **numbers, **share, rounds=rounds, params=result.params,
+        macs=result.macs, file_mb=file_mb, **accuracy, error=result.error or '', cpu=cpu_name(), vitzoo=vitzoo.__version__, **versions)}
 
 
 def compare(first: Sequence[dict], second: Sequence[dict]) -> dict[tuple[int, str], tuple[int, float]]:

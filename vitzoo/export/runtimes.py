@@ -104,8 +104,8 @@ def check_names(runtimes: Sequence[str]) -> None:
 
 
 def compare_runtimes(path: str | os.PathLike, runtime: str, size: tuple[int, int, int], *, strict: bool = True) -> float:
-    """Largest difference of a runtime's outputs to ONNX Runtime's, as a share of an output's largest value, over the four images of (C, H, W)
-    that `export_onnx` checks with.
+    """Largest difference of a runtime's outputs to ONNX Runtime's, as a share of an output's largest value, over the four images of
+    (C, H, W) that `export_onnx` checks with.
 
     One image of the four may differ by up to `CHOICE_TOLERANCE`, as that of a model that chooses; it does not count.
 

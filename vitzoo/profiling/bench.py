@@ -72,8 +72,9 @@ class Measured:
     share: batch -> share of what a matrix product of 768x768 in float32 reaches in the same round, median.
     macs: multiply-adds of an image; megabytes: moved for it in PyTorch at batch 1, see `vitzoo.profile`, with the case's bytes an element.
     peak_megabytes: by which the process grew at most while the model was loaded and ran once with the largest batch.
-    file_megabytes: of the ONNX file. difference: of OpenVINO's outputs to ONNX Runtime's of the same file, largest, as a share of the largest
-        value; in float32 more than `export_onnx` allows between PyTorch and the file is an error.
+    file_megabytes: of the ONNX file.
+    difference: of OpenVINO's outputs to ONNX Runtime's of the same file, as a share of the largest value; in float32, more than
+        `export_onnx` allows between PyTorch and the file is an error.
     """
     case: Case
     ms: dict[int, tuple[float, float, float]] = field(default_factory=dict)
@@ -189,9 +190,10 @@ def _complete_name(case: Case) -> Case:
     if not timm.is_model(bare):
         close = get_close_matches(bare, timm.list_models(), n=3)
         raise ValueError(f'unknown model {case.model!r}' + (f'; did you mean {", ".join(close)}?' if close else ''))
-    config = timm.get_pretrained_cfg(case.model)
-    if config is None:
-        raise ValueError(f'{case.model!r}: {bare} has no such tag.')
+    try:
+        config = timm.get_pretrained_cfg(case.model)
+    except RuntimeError as e:
+        raise ValueError(f'{case.model!r}: {bare} has no such tag.') from e
     size = case.size or tuple(config.input_size[1:])
     return Case(case.model, tuple(size), case.runtime, case.precision, case.reduce)
 

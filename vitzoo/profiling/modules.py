@@ -110,7 +110,7 @@ def eager_breakdown(model: nn.Module, x: torch.Tensor, *, depth: int = 2, rounds
 def _torch_operators(call: Callable[[], object], rounds: int) -> dict[str, tuple[float, float]]:
     """Name -> (milliseconds by itself, number of calls) in one call."""
     from torch.profiler import ProfilerActivity, profile
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
         for _ in range(rounds):
             call()
     return {event.key.removeprefix('aten::'): (event.self_cpu_time_total / 1e3 / rounds, event.count / rounds)

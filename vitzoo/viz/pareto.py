@@ -62,3 +62,39 @@ def draw_pareto(panels: Mapping[tuple[str, str], tuple[Sequence[Point], float | 
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={'Software': None, 'Comment': MARK})
     return Path(path)
+
+
+def draw_groups(groups: Mapping[str, Sequence[Point]], path: str | Path, *, cost: str, quality: str, title: str = '') -> Path:
+    """Draw many points on one panel, a colour for each group, and write a PNG.
+
+    The cost is on a logarithmic axis. A line joins the Pareto front of all groups; the points of it, and all of the first group, have their
+    names beside them.
+
+    Raises ValueError if there is nothing to draw; ImportError without matplotlib (extra `viz`).
+    """
+    points = [point for group in groups.values() for point in group]
+    if not points:
+        raise ValueError('no points to draw; expected at least one')
+    figure_class = require('matplotlib.figure', 'viz').Figure
+    ticker = require('matplotlib.ticker', 'viz')
+    front = pareto_front(points)
+    figure = figure_class(figsize=(10, 6.5), layout='constrained')
+    axes = figure.subplots()
+    axes.set_xscale('log')
+    axes.plot([p.cost for p in front], [p.quality for p in front], color='0.75', linewidth=1.5, zorder=1)
+    for i, ((name, group), colour) in enumerate(zip(groups.items(), palette(len(groups)), strict=True)):
+        colour = tuple(c / 255 for c in colour)
+        axes.scatter([p.cost for p in group], [p.quality for p in group], color=colour, marker='os^D'[i % 4], edgecolor='0.2',
+                     linewidth=0.6, s=45, label=name, zorder=2)
+        for p in group if i == 0 else [p for p in group if p in front]:
+            axes.annotate(p.name, (p.cost, p.quality), xytext=(4, -9), textcoords='offset points', fontsize=7, color='0.25')
+    axes.set(title=title, xlabel=cost, ylabel=quality)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.margins(0.08)
+    axes.grid(alpha=0.25, which='both')
+    axes.legend(loc='lower right')
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, metadata={'Software': None, 'Comment': MARK})
+    return Path(path)
