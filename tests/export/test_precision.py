@@ -110,6 +110,7 @@ def test_the_report_says_what_a_recomputation_says(model, full, photos, tmp_path
     assert smaller.metadata['precision'] == report.metadata['precision'] == report.precision == precision
     assert smaller.metadata['drift'] == json.loads(json.dumps(found.to_dict())) and plain.metadata['precision'] == 'fp32'
     proto = onnx.load(report.path)
+    assert {prop.key for prop in proto.metadata_props} == {*plain.metadata, 'drift'}
     kinds = {node.op_type for node in proto.graph.node}
     assert kinds >= KINDS[precision] and 'ConvInteger' not in kinds and report.nodes == len(proto.graph.node)
     assert {node.domain for node in proto.graph.node} <= {'', 'ai.onnx'}
