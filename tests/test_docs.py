@@ -1,10 +1,14 @@
-"""The code in the README and the docs runs. Blocks marked `py` instead of `python` are parts of something, and say so above."""
+"""The code in the README and the docs runs. Blocks marked `py` instead of `python` are parts of something, and say so above. The commands
+there exist, with their options."""
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from vitzoo_cli.app import make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -46,3 +50,17 @@ def test_links_and_paths_exist(page):
 def test_unrun_code_says_why(page):
     for before in re.findall(r'(.*)\n```py\n', page.read_text(encoding='utf-8')):
         assert before.startswith('<!-- not run: '), f'{page.name}: a block that is not run lacks its reason'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_exist(page, capsys):
+    """A block that is not checked says why above: <!-- not checked: ... -->"""
+    text = page.read_text(encoding='utf-8')
+    for before, block in re.findall(r'([^\n]*)\n```\w*\n(.*?)^```', text, re.DOTALL | re.MULTILINE):
+        if before.startswith('<!-- not checked: '):
+            continue
+        for line in re.findall(r'^vitzoo (?!=)(.+)$', block.replace('\\\n', ' '), re.MULTILINE):
+            try:
+                make_parser().parse_args(shlex.split(line, comments=True))
+            except SystemExit:
+                pytest.fail(f'{page.name}: vitzoo {line}: {capsys.readouterr().err.splitlines()[-1]}')

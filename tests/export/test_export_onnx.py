@@ -1,6 +1,9 @@
+import errno
 import json
+import os
 import sys
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,14 +167,25 @@ def test_every_model(name, features_only, opset, size, tmp_path):
     assert 'Shape' not in operators(report.path) or opset == 17 or not features_only  # a static file of the usual exporter has none
 
 
-@pytest.mark.parametrize('name', zoo.FIRST.values())
-def test_model_of_one_size_is_refused_with_its_reason(name, tmp_path):
-    model = zoo.build(name)
-    reason = getattr(model, 'exportable_dynamic_size', True)
+@pytest.mark.parametrize('dense', [False, True], ids=['classifier', 'dense'])
+@pytest.mark.parametrize('name', zoo.MICRO)
+def test_model_of_one_size_is_refused_with_its_reason(name, dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, '_export', fail)
+    reason = getattr(zoo.build(name), 'exportable_dynamic_size', True)
     if reason is True:
         pytest.skip('takes any size in one file')
+    model = vitzoo.DenseBackbone(name) if dense else zoo.build(name)
     with pytest.raises(ValueError, match=f'one file per size: {reason}'):
         vitzoo.export_onnx(model, tmp_path / 'model.onnx', (72, 136), dynamic_size=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in zoo.MICRO if getattr(zoo.build(name), 'exportable_dynamic_size', True) is True])
+def test_model_of_any_size_is_checked_at_three_more(name, tmp_path):
+    """By the older exporter: the usual one takes many minutes where windows are laid out for any size."""
+    report = vitzoo.export_onnx(zoo.build(name), tmp_path / 'model.onnx', (64, 96), dynamic_size=True, opset=17, rounds=0)
+    sizes = {(check.height, check.width) for check in report.checks}
+    assert len(sizes) == 4 and any(h % 2 and w % 2 for h, w in sizes) and report.max_error <= 1e-5
 
 
 @pytest.mark.slow
@@ -264,6 +278,23 @@ def test_a_size_frozen_into_the_graph_is_found(folder):
 
 def fail(*args, **kwargs):
     raise AssertionError('work has started')
+
+
+@pytest.mark.parametrize('where', ['write_bytes', 'replace'])
+def test_full_disk_leaves_what_was_there(where, folder, monkeypatch):
+    """Half a file is written when there is no space left, or the file cannot get its name."""
+    def write_half(path, data):
+        with open(path, 'wb') as file:
+            file.write(data[:len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_name(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+    monkeypatch.setattr(*((Path, 'write_bytes', write_half) if where == 'write_bytes' else (os, 'replace', no_name)))
+    for name in 'new.onnx', 'model.onnx':
+        with pytest.raises(OSError, match='No space left'):
+            vitzoo.export_onnx(Tiny(), folder / name, 16, opset=17, rounds=0)
+    assert not (folder / 'new.onnx').exists() and (folder / 'model.onnx').read_bytes() == b'older'
 
 
 @pytest.mark.parametrize('path, message', [

@@ -1,4 +1,8 @@
 """What the graphs of exported files are made of, and what other tools make of them."""
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -64,6 +68,52 @@ def test_no_node_computes_a_constant(name, opset, size, exported):
     constants = {tensor.name for tensor in graph.initializer}
     assert not [f'{node.op_type} {node.name}' for node in graph.node if {*node.input} - {''} <= constants]
     assert not constants & {value.name for value in graph.value_info}
+
+
+@pytest.mark.parametrize('name, opset, size', FILES)
+def test_operators_that_runtimes_are_slow_at_or_lack(name, opset, size, exported):
+    graph = onnx.load(exported(name, opset, size)).graph
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    assert not {'If', 'Loop', 'Scan', 'Einsum'} & {node.op_type for node in graph.node}
+    for node in graph.node:
+        reduction = next((a.s for a in node.attribute if a.name == 'reduction'), b'none')
+        assert not node.op_type.startswith('Scatter') or reduction == b'none', node.name
+        if node.op_type == 'GatherElements':  # with an index for each element of wide rows, where whole rows are meant
+            assert node.input[1] not in constants and made_by.get(node.input[1]) not in ('Expand', 'Tile'), node.name
+
+
+@pytest.mark.parametrize('name, opset', [pytest.param(*case.values[:2], marks=case.marks, id=case.id) for case in SQUARE])
+def test_other_images_in_batches_of_one_and_three(name, opset, exported):
+    """Of images that the export has not seen."""
+    torch.manual_seed(0)
+    model, path = model_with_large_weights(name), exported(name, opset, (224, 224))
+    for seeds in (20,), (21, 22, 23):
+        images = photos(seeds, (224, 224))
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images)).numpy()
+        error = np.abs(run(path, images) - expected).max(1) / np.abs(expected).max()
+        assert (error > 1e-5).sum() <= int(getattr(model, 'selects', False)) and error.max() <= verify.CHOICE_TOLERANCE
+
+
+@pytest.mark.parametrize('name, opset', [pytest.param(*case.values[:2], marks=case.marks, id=case.id) for case in SQUARE])
+def test_same_bytes_twice(name, opset, exported, tmp_path):
+    torch.manual_seed(0)
+    again = vitzoo.export_onnx(model_with_large_weights(name), tmp_path / 'again.onnx', 224, opset=opset, rounds=0).path
+    with open(again, 'rb') as new, open(exported(name, opset, (224, 224)), 'rb') as old:
+        assert new.read() == old.read()
+
+
+@pytest.mark.slow
+def test_same_bytes_in_another_process(tmp_path):
+    """Where sets have another order."""
+    program = """
+import sys, timm, torch, vitzoo
+torch.manual_seed(0)
+vitzoo.export_onnx(timm.create_model('stvit_deit_micro'), sys.argv[1], 64, rounds=0)"""
+    for seed in '1', '2':
+        subprocess.run([sys.executable, '-c', program, tmp_path / f'{seed}.onnx'], env={**os.environ, 'PYTHONHASHSEED': seed}, check=True)
+    assert (tmp_path / '1.onnx').read_bytes() == (tmp_path / '2.onnx').read_bytes()
 
 
 @pytest.mark.parametrize('name, opset, size', SQUARE)

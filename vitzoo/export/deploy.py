@@ -24,10 +24,10 @@ from torch.nn.utils import parametrize
 from ..arguments import check_types, show
 from ..facts import image_shape
 from ..layers import fold_batch_norm, fold_layer_scale
-from ..layers.fold import LAYERS, scale_layer
+from ..layers.fold import LAYER_SCALES, LAYERS, scale_layer
 from ..layers.plain import FoldError, holds_other_weights, is_bare
 from . import verify
-from .watch import LAYER_SCALES, Watched, watch
+from .watch import Watched, watch
 
 RUNTIMES = ('pytorch', 'onnx', 'onnx-int8')
 
@@ -36,9 +36,9 @@ RUNTIMES = ('pytorch', 'onnx', 'onnx-int8')
 def deploy(model: nn.Module, input_size: int | tuple[int, ...], runtime: str = 'pytorch') -> nn.Module:
     """A copy of a model for inference at one image size, which computes the same to 1e-5 of an output's largest value.
 
-    A float32 copy in eval mode, on the device of the model, without gradients. Batch norms and layer scales are folded into the layer before
-    them, residual depthwise convolutions become one, branches merge (timm's `reparameterize_model`), tables for the size are stored, and
-    parts that an image of this size does not pass, such as an auxiliary head, are dropped. The model itself is not changed. Takes any
+    A float32 copy in eval mode, on the device of the model, without gradients. Batch norms and layer scales are folded into the layer
+    before them, residual depthwise convolutions become one, branches merge (timm's `reparameterize_model`), tables for the size are stored,
+    and parts that an image of this size does not pass, such as an auxiliary head, are dropped. The model itself is not changed. Takes any
     timm model, ours, their `features_only`, `DenseBackbone` and token-reduced forms.
 
     At another size the copy computes what the model would, or raises ValueError where something was stored or dropped for its own.
@@ -82,13 +82,14 @@ def deploy_form(model: nn.Module, runtime: str = 'onnx', images: Tensor | None =
     _check_runtime(runtime)
     model = inference_copy(model)
     try:
-        model = reparameterize_model(model, inplace=True)
+        model = reparameterize_model(model, inplace=True).requires_grad_(False)
         if images is not None:
             seen = watch(model, images)
             _fold(model, seen)
-            _drop(model, seen.idle, images)
+            if not getattr(model, 'objects', False):  # those that are found decide which parts they pass
+                _drop(model, seen.idle, images)
             _store_tables(model, seen, images)
-        return model if runtime == 'pytorch' else _deploy(model, runtime, {}).eval()
+        return (model if runtime == 'pytorch' else _deploy(model, runtime, {})).eval()
     except FoldError as e:
         raise FoldError(e.layer, next((name for name, module in model.named_modules() if module is e.layer), '')) from None
 
@@ -148,7 +149,7 @@ class _Unscaled:
         return other
 
 
-# timm's blocks that scale by a parameter of their own: which layer's output it scales, and what stands for a scale that is folded
+# timm's blocks that scale by a parameter of their own, and the layer whose output it scales
 _GAMMAS = {
     'beit.Block': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
     'cait.LayerScaleBlock': {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'},
@@ -237,8 +238,9 @@ class OneSize:
         self.size = size
 
     def __call__(self, module: nn.Module, args: tuple) -> None:
-        if args and isinstance(args[0], Tensor) and tuple(args[0].shape[2:]) != self.size:
-            raise ValueError(f'Image of {"x".join(map(str, args[0].shape[2:]))}: the position table of this copy is stored for '
+        size = tuple(map(int, args[0].shape[2:])) if args and isinstance(args[0], Tensor) else self.size
+        if size != self.size:
+            raise ValueError(f'Image of {"x".join(map(str, size))}: the position table of this copy is stored for '
                              f'{self.size[0]}x{self.size[1]}. Make one for this size with vitzoo.deploy.')
 
 

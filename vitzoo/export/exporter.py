@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import timm
@@ -24,6 +24,7 @@ from . import drift, quantise, verify
 from .deploy import deploy_form, inference_copy
 from .report import ExportReport
 from .simplify import simplify
+from .steps import expected_seconds, progress_bar, stages_of_exporter
 from .verify import Case, ExportError
 
 TORCHSCRIPT_OPSET = 17  # the newest that the dynamo exporter cannot write
@@ -123,7 +124,10 @@ def export_onnx(
         require(module, 'onnx')
     path = Path(path)
 
-    with _temporary(path) as temporary, _steps(progress, 4 + (precision != 'fp32')) as step:
+    expected = expected_seconds(sum(1 for _ in model.modules()), rounds)
+    if precision != 'fp32':
+        expected[f'put into {precision}'] = 10.  # most of it on images
+    with _temporary(path) as temporary, progress_bar(expected, progress) as step:
         step('run in PyTorch')
         # in float32 on the CPU whatever the caller has; the file is made of `deployed` and compared with `plain`
         plain = inference_copy(model).cpu()
@@ -137,9 +141,9 @@ def export_onnx(
         weights = weights or _kind_of_weights(model)
         metadata = _metadata(model, size, names, cases[0], class_names, weights, license, source, notes)
 
-        step('export')
-        with _quiet():
-            proto = _export(deployed, cases[0][0].images, names, opset, dynamic_batch, dynamic_size, objects)
+        step('trace')
+        with _quiet(), stages_of_exporter(step) if progress else nullcontext():
+            proto = _export(deployed, cases[0][0].images, names, opset, dynamic_batch, dynamic_size, objects, progress)
         _write(proto, metadata, temporary)
         found = _read_opset(temporary)
         if found != opset:
@@ -150,7 +154,8 @@ def export_onnx(
         session = verify.open_session(str(temporary))
         checks = [_check_size(session, c, names, selects, notes) for c in cases]
 
-        step('time')
+        if rounds:
+            step('time')
         latency = _latency(plain, session, cases[0][0], rounds) if rounds else {}
         quantisation, nodes = None, len(proto.graph.node)
         if precision != 'fp32':
@@ -205,19 +210,6 @@ def _temporary(path: Path):
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _steps(show: bool, total: int):
-    if not show:
-        yield lambda description: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task('', total=total, completed=-1)
-        yield lambda description: bar.update(task, advance=1, description=description)
 
 
 @contextmanager
@@ -308,22 +300,24 @@ def _imagenet_names(num_classes: int) -> list[str] | None:
 
 
 def _export(model: nn.Module, images: torch.Tensor, names: tuple[str, ...], opset: int, dynamic_batch: bool, dynamic_size: bool,
-            objects: bool):
+            objects: bool, verbose: bool = False):
     """The model as an ONNX ModelProto, by the exporter that writes this opset."""
     # batch 1 would be taken for a constant
     example = torch.cat([images, images]) if dynamic_batch else images
     axes = ({0: 'batch'} if dynamic_batch else {}) | ({2: 'height', 3: 'width'} if dynamic_size else {})
-    options = dict(input_names=['image'], output_names=list(names), opset_version=opset, verbose=False)
+    options = dict(input_names=['image'], output_names=list(names), opset_version=opset)
     try:
         if opset == TORCHSCRIPT_OPSET:
             import onnx
             buffer = io.BytesIO()
             first = 'objects' if objects else 'batch'
             dynamic = {name: {0: first} for name in names} if objects or dynamic_batch else {}
-            torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes={'image': axes, **dynamic}, **options)
+            torch.onnx.export(model, (example,), buffer, dynamo=False, verbose=False,
+                              dynamic_axes={'image': axes, **dynamic}, **options)
             proto = onnx.load_from_string(buffer.getvalue())
         else:
-            program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), **options)
+            program = torch.onnx.export(model, (example,), dynamo=True, external_data=False, dynamic_shapes=(axes,), verbose=verbose,
+                                        **options)
             proto = program.model_proto
         simplify(proto)
         return proto

@@ -4,16 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from timm.layers import LayerScale, LayerScale2d
+from timm.layers import LayerScale
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..layers.fold import BATCH_NORMS, LAYERS
+from ..layers.fold import BATCH_NORMS, LAYER_SCALES, LAYERS
 from ..layers.plain import is_bare
-
-LAYER_SCALES = (LayerScale, LayerScale2d)
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ import copy
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d, LayerScale, LayerScale2d
+from timm.models import fastvit, swiftformer
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -15,6 +16,8 @@ from .plain import require_bare, require_plain
 
 LAYERS = (nn.Conv2d, Conv2dSame, nn.Linear)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
+LAYER_SCALES_2D = (LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d)  # of maps with channels first
+LAYER_SCALES = (LayerScale, *LAYER_SCALES_2D)
 
 
 def batch_norm_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -66,10 +69,10 @@ def fold_norm_before(norm: nn.Module, linear: nn.Linear) -> nn.Module:
 @torch.no_grad()
 def fold_layer_scale(layer: nn.Linear | nn.Conv2d, scale: nn.Module) -> nn.Module:
     """Scale a layer, in place, by the layer scale behind it -> an identity for the scale."""
-    if not isinstance(scale, LayerScale | LayerScale2d):
+    if not isinstance(scale, LAYER_SCALES):
         return scale
     require_bare(scale)
-    scale_layer(layer, scale.gamma)
+    scale_layer(layer, scale.gamma.flatten())
     return nn.Identity()
 
 

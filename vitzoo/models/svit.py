@@ -181,7 +181,7 @@ class ConvMlp(nn.Module):
         return self
 
     def deploy(self, runtime: str) -> nn.Module:
-        """With 1x1 convolutions, unless for 8 bits. Raises ValueError if the linear layers are more than their weight."""
+        """With 1x1 convolutions, but where they are to be quantised. Raises ValueError if the linear layers are more than their weight."""
         if runtime == 'onnx-int8':
             return self
         require_plain(nn.Linear, self.fc1, self.fc2)
