@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 import zoo
 from PIL import Image
@@ -66,7 +65,8 @@ def photos(tmp_path_factory):
 
 
 def export(model, path, precision, **options):
-    return vitzoo.export_onnx(model, path, **{**dict(input_size=(64, 64), opset=17, rounds=0, precision=precision, force_precision=True), **options})
+    defaults = dict(input_size=(64, 64), opset=17, rounds=0, precision=precision, force_precision=True)
+    return vitzoo.export_onnx(model, path, **{**defaults, **options})
 
 
 @pytest.fixture(scope='module')
