@@ -33,7 +33,7 @@ class Small(nn.Module):
     def __init__(self, in_chans=3):
         super().__init__()
         self.in_chans = in_chans
-        self.conv = nn.Conv2d(in_chans, 64, 8, stride=8)
+        self.conv = nn.Conv2d(in_chans, 64, 9, stride=8, padding=4)
         self.norm = nn.LayerNorm(64)
         self.fc1 = nn.Linear(64, 256)
         self.fc2 = nn.Linear(256, 64)
