@@ -214,6 +214,17 @@ def test_deployed_model_is_deployed_copied_and_saved():
     torch.testing.assert_close(again(x), model(x))
 
 
+@pytest.mark.parametrize('options, becomes', [
+    (dict(kernel_size=4, stride=4), True), (dict(kernel_size=(2, 3), stride=(2, 3), bias=False), True), (dict(kernel_size=1), False),
+    (dict(kernel_size=4, stride=2), False), (dict(kernel_size=4, stride=4, padding=1), False),
+    (dict(kernel_size=4, stride=4, groups=2), False)])
+def test_patch_embedding_is_a_product_for_8_bits(options, becomes):
+    model, x = nn.Sequential(nn.Conv2d(4, 6, **options)), torch.randn(3, 4, 13, 18)
+    deployed = deploy_form(model, 'onnx-int8')
+    assert (type(deployed[0]) is not nn.Conv2d) == becomes and type(deploy_form(model)[0]) is nn.Conv2d
+    torch.testing.assert_close(deployed(x), model(x))
+
+
 def test_no_forward_asks_whether_it_is_exported():
     """What export wants written otherwise is in `deploy` methods."""
     root = Path(vitzoo.__file__).parent

@@ -33,7 +33,7 @@ class Small(nn.Module):
     def __init__(self, in_chans=3):
         super().__init__()
         self.in_chans = in_chans
-        self.conv = nn.Conv2d(in_chans, 64, 8, stride=8)
+        self.conv = nn.Conv2d(in_chans, 64, 9, stride=8, padding=4)
         self.norm = nn.LayerNorm(64)
         self.fc1 = nn.Linear(64, 256)
         self.fc2 = nn.Linear(256, 64)
@@ -65,7 +65,8 @@ def photos(tmp_path_factory):
 
 
 def export(model, path, precision, **options):
-    return vitzoo.export_onnx(model, path, **{**dict(input_size=(64, 64), opset=17, rounds=0, precision=precision, force_precision=True), **options})
+    defaults = dict(input_size=(64, 64), opset=17, rounds=0, precision=precision, force_precision=True)
+    return vitzoo.export_onnx(model, path, **{**defaults, **options})
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +110,7 @@ def test_the_report_says_what_a_recomputation_says(model, full, photos, tmp_path
     assert smaller.metadata['precision'] == report.metadata['precision'] == report.precision == precision
     assert smaller.metadata['drift'] == json.loads(json.dumps(found.to_dict())) and plain.metadata['precision'] == 'fp32'
     proto = onnx.load(report.path)
+    assert {prop.key for prop in proto.metadata_props} == {*plain.metadata, 'drift'}
     kinds = {node.op_type for node in proto.graph.node}
     assert kinds >= KINDS[precision] and 'ConvInteger' not in kinds and report.nodes == len(proto.graph.node)
     assert {node.domain for node in proto.graph.node} <= {'', 'ai.onnx'}

@@ -6,7 +6,7 @@ another. It may branch on the runtime:
 
 - 'onnx': float32 in ONNX Runtime and its like.
 - 'onnx-int8': the same, to be quantised: pointwise layers stay `nn.Linear`, a MatMul with a weight of its own, for which runtimes have fast
-  kernels in 8 bits; a 1x1 convolution has none.
+  kernels in 8 bits, and patch embeddings become one; a convolution has none.
 
 For 'pytorch' it is not called: there `fuse()`, the folds below and the stored tables are all that is done.
 """
@@ -25,7 +25,7 @@ from ..arguments import check_types, show
 from ..facts import image_shape
 from ..layers import fold_batch_norm, fold_layer_scale
 from ..layers.fold import LAYER_SCALES, LAYERS, scale_layer
-from ..layers.plain import FoldError, holds_other_weights, is_bare
+from ..layers.plain import FoldError, holds_other_weights, is_bare, is_plain
 from . import verify
 from .watch import Watched, watch
 
@@ -138,8 +138,32 @@ def _replacement(module: nn.Module, runtime: str) -> nn.Module:
     if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
         # a mean: of a pooled channels-last map the dynamo exporter makes a gather with computed indices
         return SelectAdaptivePool2d(pool_type='fast')
+    if runtime == 'onnx-int8' and is_plain(module, nn.Conv2d) and _cuts_patches(module):
+        return PatchProduct(module)
     deploy = getattr(module, 'deploy', None)
     return deploy(runtime) if callable(deploy) else module  # elsewhere the name is also a flag
+
+
+def _cuts_patches(conv: nn.Conv2d) -> bool:
+    """Whether a convolution reads each pixel for one position alone, as a patch embedding does."""
+    return (conv.kernel_size == conv.stride != (1, 1) and conv.padding == (0, 0) and conv.dilation == (1, 1) and conv.groups == 1)
+
+
+class PatchProduct(nn.Module):
+    """A patch embedding as the product that it is: (B, C, H, W) -> (B, C', H // h, W // w)."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.kernel_size = conv.kernel_size
+        self.linear = nn.Linear(conv.in_channels * math.prod(conv.kernel_size), conv.out_channels, device='meta')
+        self.linear.weight = nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
+        self.linear.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        h, w = self.kernel_size
+        x = x[:, :, :H // h * h, :W // w * w].reshape(B, C, H // h, h, W // w, w).permute(0, 2, 4, 1, 3, 5)
+        return self.linear(x.flatten(3)).permute(0, 3, 1, 2)
 
 
 class _Unscaled:

@@ -118,7 +118,7 @@ def quantise(path: Path, precision: str, images: Images, batches: Sequence[int],
             raise ExportError(f'{reason}. No file was written; take another precision, or keep it by force_precision=True '
                               f'(--force-precision). On {found.images} images ({source}): {found}.')
         sizes = {'fp32': path.stat().st_size}
-        _stamp(smaller, {'precision': precision, 'drift': found.to_dict()})
+        _write_metadata(smaller, {**metadata, 'precision': precision, 'drift': found.to_dict()})
         sizes[precision] = smaller.stat().st_size
         os.replace(smaller, path)
     finally:
@@ -160,12 +160,12 @@ def _objection(precision: str, found: Drift, speed_up: tuple[float, float, float
     return None
 
 
-def _stamp(path: Path, entries: dict) -> None:
-    """Write entries into the metadata of a file."""
+def _write_metadata(path: Path, metadata: dict) -> None:
+    """In the place of what there is: the quantisers leave notes."""
     import onnx
     proto = onnx.load(path)
-    old = {prop.key: prop.value for prop in proto.metadata_props if prop.key != PREPARED[0]}
-    onnx.helper.set_model_props(proto, {**old, **{key: json.dumps(value) for key, value in entries.items()}})
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
     path.write_bytes(proto.SerializeToString())
 
 
