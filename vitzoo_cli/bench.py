@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'], metavar='RUNTIME',
                         help='some of eager, compiled, onnxruntime, openvino (default: eager onnxruntime; for files onnxruntime)')
     parser.add_argument('--precisions', nargs='+', default=['fp32'], metavar='PRECISION',
-                        help='some of fp32, int8 (onnxruntime and openvino: matrix products), bf16 (eager and compiled); default: fp32')
+                        help='some of fp32; int8, int8-static, fp16 (onnxruntime and openvino); bf16 (eager and compiled); default: fp32')
     parser.add_argument('--reduce', action='append', default=[], metavar='METHOD[:OPTION=VALUE,...]',
                         help='measure each model with its tokens reduced so as well, such as tome:r=8; may be repeated')
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 8], metavar='N', help='default: 1 8')

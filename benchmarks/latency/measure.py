@@ -5,6 +5,7 @@ from pathlib import Path
 
 import vitzoo
 from vitzoo.profiling.bench import Case, Measured, bench, cpu_name
+from vitzoo.profiling.exports import Exports
 from vitzoo.profiling.published import published
 
 from .. import rows as rows_of
@@ -44,7 +45,7 @@ def measure_model(model: str, size: int, rounds: int, cache: str | Path) -> list
     """A row for each of `RUNTIMES`."""
     cases = [Case(model, (size, size), *RUNTIMES[how]) for how in RUNTIMES]
     try:
-        found = bench(cases, batches=(1,), rounds=rounds, min_seconds=0.2, cache=cache)
+        found = bench(cases, batches=(1,), rounds=rounds, min_seconds=0.2, cache=Exports(cache, derive=True))
     except ValueError as e:  # the model does not take this size
         found = [Measured(case, error=str(e)) for case in cases]
     return [_row(result, how, rounds) for how, result in zip(RUNTIMES, found, strict=True)]

@@ -159,8 +159,8 @@ def page(rows: Sequence[dict[str, str]], pictures: dict[int, str]) -> str:
         '`python -m benchmarks.latency.report` makes this page; models that beat ours stay in.',
         'Milliseconds are CPU time, medians over rounds in which the three ways to run a model take turns. In brackets is the share of the '
         'speed of a 768x768 matrix product in the same round, by multiply-adds (`vitzoo.profile`): it holds on a busy machine, too. Models '
-        'of PyTorch are reparameterised where they can be; files are what `vitzoo.export_onnx` writes, compared with PyTorch; in int8 the '
-        'weights of matrix products are, and convolutions stay in float32. Weights are random. Accuracies are published ones on '
+        'of PyTorch are reparameterised where they can be; files are what `vitzoo.export_onnx` writes, compared with PyTorch; in int8 '
+        'matrix products are, and convolutions stay in float32. Weights are random. Accuracies are published ones on '
         'ImageNet-1k, at 224 unless said, by training on it alone; where none is given, none is known to us.']
     for size in sizes:
         parts += [f'## Which to take at {size}x{size}',

@@ -127,7 +127,7 @@ def test_what_cannot_be_exported_is_told_once(tmp_path, monkeypatch):
     (Case('biformer_nchw_micro', (8, 8)), '8'),
     (Case('test_vit', runtime='tensorrt'), "'tensorrt': expected eager"),
     (Case('test_vit', precision='fp8'), "'fp8': expected fp32"),
-    (Case('test_vit', precision='int8'), 'int8 is for files'),
+    (Case('test_vit', precision='int8'), 'int8 and fp16 are for files'),
     (Case('test_vit', reduce='tome:x=1'), "no option 'x'"),
     (Case('svit_micro', reduce='tome'), 'VisionTransformer or Eva'),
     (Case('not/there.onnx', runtime='onnxruntime'), 'no such file'),

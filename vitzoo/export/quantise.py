@@ -132,6 +132,12 @@ def quantise(path: Path, precision: str, images: Images, batches: Sequence[int],
     return Quantisation(precision, found, sizes, latency, speed_up, cpu, reason)
 
 
+def quantise_products(source: Path, target: Path) -> None:
+    """Write `source` with its products in 8 bits, as 'int8' has them, unchecked. Raises ExportError if that cannot be done."""
+    with _silent():
+        _quantise_products(_load(source), target)
+
+
 def count_nodes(path: Path) -> int:
     import onnx
     return len(onnx.load(path).graph.node)

@@ -38,7 +38,8 @@ class Case:
 
     model: a registered name, ours or timm's, or the path of an ONNX file (`.onnx`).
     size: (H, W); None: the model's own.
-    runtime: one of `RUNTIMES`. precision: 'fp32'; 'int8' (matrix products, of files) or 'bf16' (in PyTorch).
+    runtime: one of `RUNTIMES`. precision: 'fp32'; of files also 'int8', 'int8-static' and 'fp16', see `export_onnx`; in PyTorch
+        'bf16'.
     reduce: how tokens are reduced, such as 'tome:r=8', or None.
     """
     model: str
@@ -110,11 +111,11 @@ def cpu_name() -> str:
 
 
 def bench(cases: Iterable[Case], *, batches: Sequence[int] = (1, 8), rounds: int = 5, min_seconds: float = 0.1,
-          cache: str | Path | None = None, progress: Callable[[str], object] = lambda text: None) -> list[Measured]:
+          cache: str | Path | Exports | None = None, progress: Callable[[str], object] = lambda text: None) -> list[Measured]:
     """Measure all cases in turns (A B C A B C ...), each on one CPU thread, with a matrix product that says what the machine gives.
 
-    Models of PyTorch are timed as `reparameterize_model` leaves them, with random weights; ONNX files are what `export_onnx` makes, and
-    were compared with the model. A case that fails on the way (it cannot be exported, say) is in the result with its error.
+    Models of PyTorch are timed as `reparameterize_model` leaves them, with random weights; ONNX files are what `export_onnx` makes,
+    and were compared with the model in float32. A case that fails on the way (it cannot be exported, say) is in the result with its error.
 
     Args:
         batches: latency is for an image, of a batch of so many.
@@ -132,7 +133,7 @@ def bench(cases: Iterable[Case], *, batches: Sequence[int] = (1, 8), rounds: int
     results = [_count(case) for case in cases]
     with ExitStack() as stack:
         folder = cache or stack.enter_context(tempfile.TemporaryDirectory(prefix='vitzoo-'))
-        exports = Exports(folder)
+        exports = folder if isinstance(folder, Exports) else Exports(folder)
         calls = {}
         for i, result in enumerate(results):
             progress(str(result.case))
@@ -176,7 +177,8 @@ def _complete(case: Case, batches: Sequence[int]) -> Case:
     from ..export.runtimes import check_names
     from ..extras import require
     if not check_pair(case.runtime, case.precision):
-        raise ValueError(f'precision {case.precision!r} does not go with {RUNTIMES[case.runtime]}: int8 is for files, bf16 for PyTorch.')
+        raise ValueError(f'precision {case.precision!r} does not go with {RUNTIMES[case.runtime]}: int8 and fp16 are for files, bf16 for '
+                         'PyTorch.')
     if case.runtime in OF_FILES:
         for module in ('onnx', 'onnxscript', 'onnxruntime'):
             require(module, 'onnx')
@@ -202,6 +204,8 @@ def _complete_file(case: Case, batches: Sequence[int]) -> Case:
     from ..export.verify import ExportError, open_session
     if case.runtime not in OF_FILES:
         raise ValueError(f'{case.model} is an ONNX file: expected the runtimes onnxruntime or openvino, not {case.runtime}.')
+    if case.precision not in ('fp32', 'int8'):
+        raise ValueError(f'{case.model} is an ONNX file: expected the precision int8, or fp32, which leaves it as it is.')
     if case.reduce:
         raise ValueError(f'{case.model} is an ONNX file: its tokens cannot be reduced; name the model.')
     if not Path(case.model).is_file():
@@ -272,7 +276,7 @@ def _open(result: Measured, exports: Exports, batches: Sequence[int]):
 def _file(case: Case, exports: Exports, dynamic_batch: bool) -> Path:
     if not case.is_file:
         return exports.get(case.model, case.size, reduce=case.reduce, precision=case.precision, dynamic_batch=dynamic_batch)
-    if case.precision == 'fp32':
+    if case.precision == 'fp32':  # or whatever it is in
         return Path(case.model)
     target = exports.folder / f'{Path(case.model).stem}-int8.onnx'
     to_int8(Path(case.model), target)

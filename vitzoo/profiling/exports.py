@@ -1,6 +1,4 @@
 """Models by name, and the files of them that runtimes read: made once, kept in a folder, found again by the next run."""
-import logging
-from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -9,7 +7,7 @@ from torch import nn
 
 from vitzoo_runtime.files import replacing
 
-PRECISIONS = ('fp32', 'int8')  # of files
+PRECISIONS = ('fp32', 'int8', 'int8-static', 'fp16')  # of files
 
 
 def build(name: str, size: tuple[int, int], reduce: str | None = None) -> nn.Module:
@@ -35,10 +33,16 @@ def build(name: str, size: tuple[int, int], reduce: str | None = None) -> nn.Mod
 
 
 class Exports:
-    """ONNX files in a folder. A file's name says what it is of, by which versions; what could not be exported is kept as a reason."""
+    """ONNX files in a folder. A file's name says what it is of, by which versions; what could not be exported is kept as a reason.
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    Files in a smaller precision are what `export_onnx` makes, but never refused: neither their speed nor their drift is asked for here.
+
+    derive: where neither the model nor a part of it has a form of its own for int8, make that file of the one in float32, which saves an
+        export. A first convolution over patches then stays one.
+    """
+
+    def __init__(self, folder: str | Path, *, derive: bool = False):
+        self.folder, self.derive = Path(folder), derive
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str, size: tuple[int, int], *, reduce: str | None = None, precision: str = 'fp32',
@@ -56,9 +60,9 @@ class Exports:
         Raises:
             ValueError, ExportError: if the model cannot be exported, now or in an earlier run.
         """
-        from ..export import ExportError, export_onnx
+        from ..export import ExportError
         if precision not in PRECISIONS:
-            raise ValueError(f'precision {precision!r}: expected {" or ".join(map(repr, PRECISIONS))}.')
+            raise ValueError(f'precision {precision!r}: expected {", ".join(map(repr, PRECISIONS))}.')
         path = self.path(name, size, reduce=reduce, precision=precision, dynamic_batch=dynamic_batch)
         reason = path.with_suffix('.txt')
         if path.is_file():
@@ -66,10 +70,11 @@ class Exports:
         if reason.is_file():
             raise ExportError(reason.read_text(encoding='utf-8'))
         try:
-            if precision == 'int8':
+            model = build(name, size, reduce)
+            if precision == 'int8' and self.derive and not any(callable(getattr(m, 'deploy', None)) for m in model.modules()):
                 to_int8(self.get(name, size, reduce=reduce, dynamic_batch=dynamic_batch), path)
             else:
-                export_onnx(build(name, size, reduce), path, tuple(size), dynamic_batch=dynamic_batch, rounds=0)
+                _export(model, path, size, precision, dynamic_batch)
         except (ValueError, ExportError) as e:
             with replacing(reason) as temporary:
                 temporary.write_text(str(e), encoding='utf-8')
@@ -77,23 +82,21 @@ class Exports:
         return path
 
 
+def _export(model: nn.Module, path: Path, size: tuple[int, int], precision: str, dynamic_batch: bool) -> None:
+    from PIL import Image
+
+    from ..export import export_onnx
+    # whatever the picture: it is looked at once, and forced means that what it says does not count
+    picture = Image.new('RGB', (64, 64), 'grey')
+    smaller = {} if precision == 'fp32' else dict(precision=precision, force_precision=True, calibration=[picture])
+    export_onnx(model, path, tuple(size), dynamic_batch=dynamic_batch, rounds=0, **smaller)
+
+
 def to_int8(source: Path, target: Path) -> None:
-    """Quantise the weights of matrix products to int8, channel by channel, their inputs at run time."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    """Write an ONNX file with its matrix products in int8, as `export_onnx` has them, but unchecked.
 
-    from ..extras import require
-    require('onnxruntime', 'onnx')
-    with replacing(target) as temporary, _quiet():
-        quantize_dynamic(source, temporary, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True, weight_type=QuantType.QInt8)
-
-
-@contextmanager
-def _quiet():
-    """It advises preparations by the root logger, which `export_onnx` has made in its way."""
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+    Raises ExportError if it cannot be quantised.
+    """
+    from ..export import quantise
+    with replacing(target) as temporary:
+        quantise.quantise_products(source, temporary)
