@@ -7,7 +7,7 @@ LEAST = 0.98  # rank correlation of two runs
 
 
 def main() -> int:
-    from .measure import compare, measure, read
+    from .measure import compare, export, measure, read
     from .plan import SIZES, models
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.latency',
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument('--out', default='benchmarks/latency/results.csv', metavar='FILE.csv', help='rows (default: %(default)s)')
     parser.add_argument('--cache', default='runs/latency', metavar='DIR', help='exported files (default: %(default)s)')
     parser.add_argument('--again', action='store_true', help='try what failed in an earlier run')
+    parser.add_argument('--export-only', action='store_true', help='make the files, time nothing')
     parser.add_argument('--second', metavar='FILE.csv', help='measure nothing: compare the ranks of --out with those of this other run')
     args = parser.parse_args()
     try:
@@ -30,6 +31,9 @@ def main() -> int:
         names = [name for name in models() if any(fnmatch.fnmatchcase(name, pattern) for pattern in args.models)]
         if not names:
             raise ValueError(f'--models {" ".join(args.models)}: none of the {len(models())} models matches')
+        if args.export_only:
+            export(names, args.sizes, args.cache, report=lambda line: print(line, flush=True))
+            return 0
         measure(names, args.sizes, args.out, args.cache, rounds=args.rounds, again=args.again,
                 report=lambda line: print(line, flush=True))
     except (ValueError, ImportError) as e:

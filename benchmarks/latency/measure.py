@@ -41,6 +41,18 @@ def measure(models: Sequence[str], sizes: Sequence[int], path: str | Path, cache
     return read(path)
 
 
+def export(models: Sequence[str], sizes: Sequence[int], cache: str | Path, *, report: Callable[[str], object] = print) -> None:
+    """Make the files that `measure` will need, and time nothing."""
+    exports = Exports(cache, derive=True)
+    for model in models:
+        for size in sizes:
+            for precision in (precision for runtime, precision in RUNTIMES.values() if runtime == 'onnxruntime'):
+                try:
+                    report(str(exports.get(model, (size, size), precision=precision)))
+                except Exception as e:  # of whatever models and exporters stumble over
+                    report(f'{model} {size} {precision}: {type(e).__name__}: {" ".join(str(e).split())[:300]}')
+
+
 def measure_model(model: str, size: int, rounds: int, cache: str | Path) -> list[dict]:
     """A row for each of `RUNTIMES`."""
     cases = [Case(model, (size, size), *RUNTIMES[how]) for how in RUNTIMES]

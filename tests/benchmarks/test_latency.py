@@ -67,6 +67,20 @@ def test_a_row_of_a_real_model(tmp_path):
     assert result['cpu'] and result['timm']
 
 
+def test_files_are_made_beforehand(tmp_path, monkeypatch):
+    asked, told = [], []
+
+    def get(exports, name, size, precision):
+        asked.append((name, size, precision, exports.derive))
+        if precision == 'int8':
+            raise ValueError('a reason')
+        return tmp_path / 'x.onnx'
+    monkeypatch.setattr(module.Exports, 'get', get)
+    module.export(['svit_micro'], [64], tmp_path, report=told.append)
+    assert asked == [('svit_micro', (64, 64), precision, True) for precision in ('fp32', 'int8')]
+    assert told == [str(tmp_path / 'x.onnx'), 'svit_micro 64 int8: ValueError: a reason']
+
+
 def test_ranks_of_two_runs():
     first = [row(f'm{i}', 10 + i, share=0.5) for i in range(5)]
     busy = [row(f'm{i}', 10 + i, share=0.5) | {'ms': str(3 * (10 + i))} for i in range(5)]  # the matrix product took longer as well
