@@ -238,7 +238,8 @@ def attend_masked_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chose
     if topk < M:
         mask = torch.full((B, M, M), NOT_CHOSEN, device=q.device, dtype=q.dtype).scatter(2, chosen, 0.)
         # a product copies columns faster than a gather does
-        mask = (mask @ F.one_hot(region, M).to(q.dtype).T).index_select(1, region)[:, None]
+        pixels = F.one_hot(region, int(M)).to(q.dtype)  # (N, M); the TorchScript exporter traces sizes
+        mask = (mask @ pixels.T).index_select(1, region)[:, None]
     return plain_attention(q, k, v, mask)
 
 
@@ -256,23 +257,23 @@ class DeployedRouting(nn.Module):
         self.completes_input = attn.completes_input
         self.grid = attn.grid
         self.q, self.k, self.v = layers = split_linear(qkv, 3)
-        scale = qkv.in_features ** -0.5  # the choice of regions is the same with it
+        scale = qkv.in_features ** -0.5  # it does not change which regions are chosen
         self.q.weight = nn.Parameter(self.q.weight * scale, requires_grad=False)
         self.q.bias = nn.Parameter(self.q.bias * scale, requires_grad=False)
         for name, layer in zip('qkv', layers, strict=True):
-            self.register_buffer(f'{name}_of_zero', layer.bias.detach().clone())
+            self.register_buffer(f'{name}_of_zero', layer.bias.detach().clone())  # the layer may lose its bias, see `Block.deploy`
         self.router = attn.router
         self.lepe = attn.lepe
         self.out = out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        H, W = x.shape[1:3]
-        rows, cols, h, w = self.grid(int(H), int(W))
+        H, W = map(int, x.shape[1:3])  # the TorchScript exporter traces sizes
+        rows, cols, h, w = self.grid(H, W)
         q, k, v = self.q(x), self.k(x), self.v(x)
         divides = (H, W) == (rows * h, cols * w)
         if divides:
             chosen = self.router(means_in_turn(q, rows, cols), means_in_turn(k, rows, cols))
-        elif self.completes_input:
+        elif self.completes_input:  # by zeros, of which these products would be
             q, k, v = (F.pad(m - zero, (0, 0, 0, cols * w - W, 0, rows * h - H)) + zero
                        for m, zero in ((q, self.q_of_zero), (k, self.k_of_zero), (v, self.v_of_zero)))
             chosen = self.router(means_in_turn(q, rows, cols), means_in_turn(k, rows, cols))
