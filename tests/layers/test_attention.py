@@ -7,7 +7,7 @@ from timm.layers import set_fused_attn
 from timm.utils import AttentionExtract
 from torch import nn
 
-from vitzoo.layers import attend
+from vitzoo.layers import attend, attend_unscaled, join_heads, split_heads, split_qkv
 
 
 @pytest.fixture
@@ -24,6 +24,17 @@ def test_spelled_out_is_the_same(masked, scale):
     mask = torch.randn(5, 7).masked_fill(torch.rand(5, 7) < 0.2, -torch.inf) if masked else None
     fused, plain = (attend(q, k, v, mask, scale, drop=nn.Dropout(0.), fused=fused) for fused in (True, False))
     torch.testing.assert_close(plain, fused)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_projections_apart_are_the_same(bias):
+    qkv, proj, x, heads = nn.Linear(12, 36, bias=bias), nn.Linear(12, 12), torch.randn(2, 5, 12), 3
+    q, k, v = (split_heads(y, heads) for y in qkv(x).chunk(3, 2))
+    expected = proj(join_heads(attend(q, k, v, drop=nn.Identity(), fused=True)))
+    *layers, proj = split_qkv([qkv], proj, heads)
+    q, k, v = (split_heads(layer(x), heads) for layer in layers)
+    torch.testing.assert_close(proj(join_heads(attend_unscaled(q, k, v))), expected)
+    assert layers[1].bias is None and layers[2].bias is None
 
 
 def test_maps_are_dropped_in_training_alone():

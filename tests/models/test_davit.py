@@ -11,6 +11,7 @@ from torch import nn
 
 import vitzoo
 from vitzoo.dense import DenseBackbone
+from vitzoo.layers import split_heads
 from vitzoo.models import davit
 from vitzoo.models.davit import (
     ChannelAttention,
@@ -557,3 +558,12 @@ def test_one_onnx_file_for_any_size(name, tmp_path):
     model = timm.create_model(name).eval()
     report = vitzoo.export_onnx(model, tmp_path / 'davit.onnx', (64, 96), opset=17, dynamic_size=True, rounds=0)
     assert len({(check.height, check.width) for check in report.checks}) == 4
+
+
+@pytest.mark.parametrize('size', [(14, 21), (10, 13)])
+def test_windows_and_heads_at_once(size):
+    window, heads, x = (7, 7), 3, torch.randn(2, *size, 12)
+    windows = davit.to_windows(x, window)  # (B, M, 49, C)
+    found = davit.to_window_heads(davit.pad_to_windows(x, window), window, heads)
+    torch.testing.assert_close(found, split_heads(windows.flatten(0, 1), heads), rtol=0, atol=0)
+    torch.testing.assert_close(davit.from_window_heads(found, window, *size), x, rtol=0, atol=0)

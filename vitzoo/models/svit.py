@@ -20,6 +20,7 @@ from ..layers import (
     MOST,
     Gelu,
     SoftmaxAttention,
+    attend_unscaled,
     channels_last,
     check_pair,
     check_ratios,
@@ -131,7 +132,7 @@ class Attention(nn.Module):
 
 
 class DeployedAttention(nn.Module):
-    """`Attention` that splits nothing, see `split_qkv`. Queries and keys are made channels first, so that their heads lie one by one."""
+    """`Attention` that splits nothing, see `split_qkv`."""
 
     def __init__(self, attn: Attention):
         super().__init__()
@@ -139,11 +140,8 @@ class DeployedAttention(nn.Module):
         self.q, self.k, self.v, self.proj = split_qkv([attn.qkv], attn.proj, attn.num_heads)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k = ((layer.weight @ x.transpose(1, 2)).unflatten(1, (self.num_heads, -1)) for layer in (self.q, self.k))  # (B, heads, d, N)
-        if self.q.bias is not None:
-            q = q + self.q.bias.view(self.num_heads, -1, 1)
-        v = split_heads(self.v(x), self.num_heads)
-        return self.proj(join_heads((q.transpose(2, 3) @ k).softmax(-1) @ v))
+        q, k, v = (split_heads(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        return self.proj(join_heads(attend_unscaled(q, k, v)))
 
 
 @register_notrace_module
