@@ -35,12 +35,13 @@ class Small(nn.Module):
         self.in_chans = in_chans
         self.conv = nn.Conv2d(in_chans, 64, 9, stride=8, padding=4)
         self.norm = nn.LayerNorm(64)
+        self.mix = nn.Parameter(torch.randn(1, 64, 64) / 8)  # a constant, but no matrix
         self.fc1 = nn.Linear(64, 256)
         self.fc2 = nn.Linear(256, 64)
         self.head = nn.Linear(64, 10)
 
     def forward(self, x):
-        x = self.norm(self.conv(x).flatten(2).transpose(1, 2))
+        x = self.norm(self.conv(x).flatten(2).transpose(1, 2)) @ self.mix
         return self.head((x + self.fc2(self.fc1(x).relu())).mean(1))
 
 
@@ -121,7 +122,7 @@ def test_the_report_says_what_a_recomputation_says(model, full, photos, tmp_path
     image, *_ = smaller.session.get_inputs()
     assert image.type == 'tensor(float)' and smaller.session.get_outputs()[0].type == 'tensor(float)'
     assert report.quantisation.file_size == {'fp32': full.stat().st_size, precision: report.file_size}
-    assert report.file_size == (tmp_path / 'x.onnx').stat().st_size < 0.8 * full.stat().st_size
+    assert report.file_size == (tmp_path / 'x.onnx').stat().st_size < 0.9 * full.stat().st_size
 
 
 def test_report_in_words(model, photos, tmp_path, monkeypatch):

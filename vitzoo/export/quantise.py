@@ -208,10 +208,11 @@ def _write_dynamic(source: Path, target: Path, inputs: list[np.ndarray]) -> None
 
 def _quantise_products(proto, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    weights = {tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer}
-    small = [node.name for node in proto.graph.node if node.op_type in ('MatMul', 'Gemm') and weights.get(node.input[1], 0) < MIN_WEIGHT]
+    # ONNX Runtime takes scales by channel of a matrix alone
+    worth = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2 and np.prod(tensor.dims) >= MIN_WEIGHT}
+    others = [node.name for node in proto.graph.node if node.op_type in ('MatMul', 'Gemm') and node.input[1] not in worth]
     # weights symmetric and by channel, activations unsigned: what the instructions take
-    quantize_dynamic(proto, target, op_types_to_quantize=['MatMul', 'Gemm'], nodes_to_exclude=small, per_channel=True,
+    quantize_dynamic(proto, target, op_types_to_quantize=['MatMul', 'Gemm'], nodes_to_exclude=others, per_channel=True,
                      weight_type=QuantType.QInt8)
 
 
