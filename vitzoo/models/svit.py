@@ -250,8 +250,8 @@ class Block(nn.Module):
         return self
 
     def deploy(self, runtime: str) -> nn.Module:
-        """As a chain of convolutions, if all is folded."""
-        folded = all(type(layer) is nn.Identity for layer in (self.norm2, self.ls1, self.ls2))
+        """As a chain of convolutions, if all is folded and nothing is to be quantised."""
+        folded = runtime != 'onnx-int8' and all(type(layer) is nn.Identity for layer in (self.norm2, self.ls1, self.ls2))
         return DeployedBlock(self) if folded else self
 
 
