@@ -225,7 +225,9 @@ class Block(nn.Module):
         return self.drop_path(self.mlp(self.norm2(x))) + x
 
     def deploy(self, runtime: str) -> nn.Module:
-        """As a chain of convolutions. Raises ValueError if the linear layers are more than their weight."""
+        """As a chain of convolutions, but where it is to be quantised. Raises ValueError if the linear layers are more than their weight."""
+        if runtime == 'onnx-int8':
+            return self
         require_plain(nn.Linear, self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
         return DeployedBlock(self, self.deployed_attention())
 
@@ -340,7 +342,7 @@ class Downsample(nn.Module):
             if H % 2 or W % 2 or torch.jit.is_tracing():
                 x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))  # after the norm: with zeros, not with its bias
             traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for any batch
-            if not traced and x.numel() < self.conv.weight.numel() and is_plain(self.conv, nn.Conv2d):
+            if not traced and is_plain(self.conv, nn.Conv2d) and x.numel() < self.conv.weight.numel():
                 return self._forward_linear(x)
         return on_nchw(self.conv, x)
 
