@@ -225,7 +225,7 @@ class Block(nn.Module):
         return self.drop_path(self.mlp(self.norm2(x))) + x
 
     def deploy(self, runtime: str) -> nn.Module:
-        """As a chain of convolutions, but where it is to be quantised. Raises ValueError if the linear layers are more than their weight."""
+        """As a chain of convolutions, but where it is to be quantised. Raises ValueError if the linear layers are more than weights."""
         if runtime == 'onnx-int8':
             return self
         require_plain(nn.Linear, self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
