@@ -10,7 +10,7 @@ from timm.layers import LayerScale
 from torch import nn
 
 import vitzoo
-from vitzoo.export.deploy import deploy_form
+from vitzoo.export.deploy import RUNTIMES, deploy_form
 from vitzoo.export.watch import watch
 from vitzoo.layers import tables
 from vitzoo.profiling.counters import count_traffic, on_meta
@@ -40,6 +40,27 @@ def test_module_in_two_places_stays_one():
     deployed = deploy_form(model)
     assert deployed.first is deployed.second and type(deployed.first) is not nn.AdaptiveAvgPool2d
     torch.testing.assert_close(deployed(x), model(x))
+
+
+@pytest.mark.parametrize('runtime', zoo.slow_if(lambda runtime: runtime != 'onnx', RUNTIMES))
+@pytest.mark.parametrize('name', zoo.first_quick(zoo.FIRST.values()))
+def test_torch_export_reads_a_model_with_a_module_in_two_places_as_any_other(name, runtime):
+    class Twice(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.first = self.second = model
+
+        def forward(self, x):
+            return self.first(x)
+
+    x = torch.randn(1, 3, 64, 64)
+    deployed = deploy_form(vitzoo.DenseBackbone(name).eval(), runtime, x)
+    once, twice = (torch.export.export(model, (x,), strict=False) for model in (deployed, Twice(deployed)))
+    assert [str(node.target) for node in twice.graph.nodes if node.op == 'call_function'] == [
+        str(node.target) for node in once.graph.nodes if node.op == 'call_function']
+    with torch.no_grad():
+        for found, expected in zip(twice.module()(x), deployed(x), strict=True):
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_parametrised_layer_becomes_plain_and_its_original_stays():

@@ -8,13 +8,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .plain import is_plain
+from .plain import is_plain, kind_of
 from .tables import per_size
 
 
 def on_nchw(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """A convolution or batch norm, or what stands in its place, of a map (B, H, W, C) -> (B, H', W', C')."""
-    return x if type(layer) is nn.Identity else layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return x if kind_of(layer) is nn.Identity else layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def channels_last(image: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def residual_conv(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
     One convolution: the identity is added to the kernel instead of the map, which spares a pass over the map.
     """
-    if type(conv) is WithIdentity:
+    if isinstance(conv, WithIdentity):
         return on_nchw(conv, x)
     if not is_plain(conv, nn.Conv2d):
         return x + on_nchw(conv, x)

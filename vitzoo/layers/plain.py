@@ -5,7 +5,10 @@ its weight instead is a short cut for layers that are as this package made them.
 """
 import torch
 import torch.nn as nn
+from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+_STAND_IN = getattr(proxy_tensor, '_AttrProxy', ())
 
 
 def is_bare(layer: nn.Module) -> bool:
@@ -33,9 +36,17 @@ def holds_other_weights(layer: nn.Module) -> bool:
     return bool(made) or any(is_traceable_wrapper_subclass(p) for p in layer._parameters.values())
 
 
+def kind_of(layer: nn.Module) -> type[nn.Module]:
+    """The class of a layer.
+
+    Where a model has a module under two names, torch.export calls every module through a stand-in, whose type is a subclass made for it.
+    """
+    return type(layer.get_base() if isinstance(layer, _STAND_IN) else layer)
+
+
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether the layer is a bare one of exactly this class."""
-    return type(layer) is kind and is_bare(layer)
+    return kind_of(layer) is kind and is_bare(layer)
 
 
 class FoldError(ValueError):
