@@ -34,6 +34,7 @@ from ..layers import (
     recording,
     require_plain,
     residual_conv,
+    split_heads,
 )
 from ..weights.layout import Layout
 from ._builder import build_model
@@ -76,11 +77,6 @@ def to_map(x: torch.Tensor, rows: int, cols: int, h: int) -> torch.Tensor:
 def region_means(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """(B, H, W, C) -> (B, M, C). Regions that reach over the border are means of what is inside."""
     return F.avg_pool2d(x.detach().permute(0, 3, 1, 2), (h, w), ceil_mode=True).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """(B, N, C) -> (B, heads, N, d)."""
-    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 def attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor, num_heads: int,
