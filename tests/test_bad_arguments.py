@@ -65,9 +65,9 @@ def test_export_onnx(tmp_path, monkeypatch):
     pytest.importorskip('onnx')
     from vitzoo.export import exporter
 
-    def steps(show):
+    def steps(expected, show):
         raise Refused
-    monkeypatch.setattr(exporter, '_steps', steps)  # the work begins there
+    monkeypatch.setattr(exporter, 'progress_bar', steps)  # the work begins there
     monkeypatch.chdir(tmp_path)
     assert sweep(vitzoo.export_onnx, model=nn.Conv2d(3, 4, 3), path='m.onnx', input_size=8) == {}
 

@@ -3,7 +3,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitzoo_runtime.images import SUFFIXES, images_below
+from vitzoo_runtime.files import SUFFIXES, images_below
 
 LABELS = '.labels.png'  # of a segmentor's label map, beside the picture
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 MARK = 'made by vitzoo'  # in the first bytes of every file that a command writes, which may therefore be replaced by the next run
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')  # of images
 
 
 def temporary_name(path: str | Path) -> Path:
@@ -83,3 +84,11 @@ def write_json(path: str | Path, data: object) -> None:
     text = to_json(data)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
+
+
+def images_below(folder: str | Path) -> list[Path]:
+    """The image files in a folder and its folders, sorted. What is hidden is left out: names that begin with a dot are those of files that
+    a killed program left half written, of thumbnails and the like."""
+    folder = Path(folder)
+    return [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in SUFFIXES and path.is_file()
+            and not any(part.startswith('.') for part in path.relative_to(folder).parts)]

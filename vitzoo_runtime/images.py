@@ -10,15 +10,6 @@ from PIL import Image, ImageOps
 from .terminal import printable
 
 MAX_PIXELS = 2 ** 26  # of an image on its way into a model
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-
-
-def images_below(folder: str | Path) -> list[Path]:
-    """The image files in a folder and its folders, sorted. What is hidden is left out: names that begin with a dot are those of files that
-    a killed program left half written, of thumbnails and the like."""
-    folder = Path(folder)
-    return [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in SUFFIXES and path.is_file()
-            and not any(part.startswith('.') for part in path.relative_to(folder).parts)]
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -19,7 +19,8 @@ import vitzoo  # noqa: E402
 from vitzoo.export import ExportError, drift, quantise  # noqa: E402
 from vitzoo.export.verify import photo  # noqa: E402
 from vitzoo_cli import main  # noqa: E402
-from vitzoo_runtime.images import images_below, read_image  # noqa: E402
+from vitzoo_runtime.files import images_below  # noqa: E402
+from vitzoo_runtime.images import read_image  # noqa: E402
 from vitzoo_runtime.onnx_model import OnnxModel  # noqa: E402
 
 SMALLER = quantise.PRECISIONS[1:]

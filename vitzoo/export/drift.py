@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitzoo_runtime.images import Preprocessing, images_below, read_image
+from vitzoo_runtime.files import images_below
+from vitzoo_runtime.images import Preprocessing, read_image
 from vitzoo_runtime.terminal import printable
 
 from . import verify
