@@ -42,8 +42,9 @@ def test_module_in_two_places_stays_one():
     torch.testing.assert_close(deployed(x), model(x))
 
 
-@pytest.mark.parametrize('runtime', zoo.slow_if(lambda runtime: runtime != 'onnx', RUNTIMES))
-@pytest.mark.parametrize('name', zoo.first_quick(zoo.FIRST.values()))
+@pytest.mark.slow
+@pytest.mark.parametrize('runtime', RUNTIMES)
+@pytest.mark.parametrize('name', zoo.FIRST.values())
 def test_torch_export_reads_a_model_with_a_module_in_two_places_as_any_other(name, runtime):
     class Twice(nn.Module):
         def __init__(self, model):
