@@ -201,6 +201,7 @@ def test_report_needs_rows_and_markers(table, tmp_path):
 
 # ---- models
 
+@pytest.mark.slow
 def test_baselines_cost_what_svit_costs():
     aim = cost('svit_micro', 'detection')
     for model in 'timm_swin', 'timm_resnet':

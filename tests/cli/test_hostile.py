@@ -45,7 +45,7 @@ def run(command):
     return status, out, err
 
 
-@counts(50, 2000)
+@counts(20, 2000)
 def test_metadata(count, tiny_onnx, images, tmp_path):
     onnx = pytest.importorskip('onnx')
     tasks = {task: onnx.load(tiny_onnx(task=task)) for task in ('classification', 'features', 'segmentation')}

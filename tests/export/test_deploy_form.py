@@ -100,7 +100,7 @@ def check_deployed(model, size, runtime='pytorch'):
 
 
 @pytest.mark.parametrize('form', zoo.first_quick(['classifier', 'features', 'dense']))
-@pytest.mark.parametrize('name', zoo.MICRO)
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.FIRST.values(), zoo.MICRO))
 def test_every_model(name, form):
     model = vitzoo.DenseBackbone(name).eval() if form == 'dense' else zoo.build(name, features_only=form == 'features')
     size = (72, 136) if form == 'dense' else (112, 144)

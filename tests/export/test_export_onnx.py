@@ -153,7 +153,7 @@ def test_any_timm_model(name, options, size, tmp_path):
 
 @pytest.mark.parametrize('opset, size', [(17, (224, 224)), pytest.param(20, (72, 136), marks=pytest.mark.slow)], ids=['17', '20'])
 @pytest.mark.parametrize('features_only', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['classifier', 'features'])
-@pytest.mark.parametrize('name', zoo.MICRO)
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.FIRST.values(), zoo.MICRO))
 def test_every_model(name, features_only, opset, size, tmp_path):
     """By the older exporter, and by the usual one at a size that is padded in every stage; weights show what attention sees."""
     model = zoo.build(name, features_only=features_only)

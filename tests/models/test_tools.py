@@ -269,7 +269,7 @@ def test_parameters_may_wait_elsewhere(name, image):
         close(model(image), expected)
 
 
-@pytest.mark.parametrize('name', zoo.NAMES)
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.MICRO, zoo.NAMES))
 def test_nothing_but_weights_and_statistics_is_kept(name):
     """A buffer that no file holds stays uninitialised where a library fills models from files."""
     with torch.device('meta'):
