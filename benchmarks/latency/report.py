@@ -158,7 +158,8 @@ def page(rows: Sequence[dict[str, str]], pictures: dict[int, str]) -> str:
         '`python -m benchmarks.latency` measures on your machine and writes `benchmarks/latency/results.csv`, of which '
         '`python -m benchmarks.latency.report` makes this page; models that beat ours stay in.',
         'Milliseconds are CPU time, medians over rounds in which the three ways to run a model take turns. In brackets is the share of the '
-        'speed of a 768x768 matrix product in the same round, by multiply-adds (`vitzoo.profile`): it holds on a busy machine, too. Models '
+        'speed of a 768x768 matrix product in the same round, by multiply-adds (`vitzoo.profile`): it holds on a busy machine, too, where '
+        'milliseconds of models measured at different times may differ for that alone. Models '
         'of PyTorch are reparameterised where they can be; files are what `vitzoo.export_onnx` writes, compared with PyTorch; in int8 '
         'matrix products are, and convolutions stay in float32. Weights are random. Accuracies are published ones on '
         'ImageNet-1k, at 224 unless said, by training on it alone; where none is given, none is known to us.']
