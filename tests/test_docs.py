@@ -15,7 +15,11 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 EXTRAS = {'export_onnx': 'onnxruntime', 'digit_scenes': 'sklearn', 'mmengine': 'mmseg', 'vitzoo.mm': 'mmdet'}
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+LONG = ('bench.md', 'deploy.md', 'export.md', 'vit_backbones.md')  # pages whose code takes long
+
+
+@pytest.mark.parametrize('page', [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else ()) for page in PAGES],
+                         ids=lambda page: page.name)
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE)

@@ -103,6 +103,7 @@ print(json.dumps(messages))
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_rooms_are_attributes():
     """Each in a process of its own in which nothing else was imported; without its extra a room says which one that is."""
     rooms = {path.stem if path.is_file() else path.name for path in ROOT.iterdir()

@@ -16,6 +16,7 @@ def compare(capsys, *arguments):
     return status, json.loads(captured.out) if captured.out else None, captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('as_json', [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_folder_of_images(images, tmp_path, capsys, as_json):
     pytest.importorskip('matplotlib')

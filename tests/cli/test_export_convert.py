@@ -191,6 +191,7 @@ def test_convert_does_not_replace_its_source(checkpoint, tmp_path, capsys):
     assert '--force' in capsys.readouterr().err and source.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_random_weights_claim_neither_source_nor_classes(tmp_path, capsys):
     pytest.importorskip('onnxscript')
     pytest.importorskip('onnxruntime')

@@ -70,6 +70,7 @@ def test_a_segmentor(tmp_path, scene, capsys):
         {i: pytest.approx(n / labels.size) for i, n in enumerate(np.bincount(labels.ravel())) if n}
 
 
+@pytest.mark.slow
 def test_a_segmentor_sees_images_as_its_test_data_say(tmp_path, scene, capsys):
     """Not as the `test_pipeline` of the config says, which may have been left behind."""
     import vitzoo.mm
@@ -185,7 +186,7 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('name, what', [
-    ('detection/retinanet_svit_micro_digits', 'objects'),
+    pytest.param('detection/retinanet_svit_micro_digits', 'objects', marks=pytest.mark.slow),
     pytest.param('segmentation/fpn_svit_micro_digits', 'classes', marks=pytest.mark.slow),
     *(pytest.param(f'detection/{head}_svit_micro_digits', 'objects', marks=pytest.mark.slow)
       for head in ('cascade-mask-rcnn', 'atss', 'fcos', 'deformable-detr', 'dino')),

@@ -46,8 +46,8 @@ def exported(tmp_path_factory):
 
 
 # the usual exporter takes many seconds a model; this one the least
-FILES = [pytest.param(name, opset, size, id=f'{name}-{opset}-{size[0]}', marks=() if size == (224, 224) and (name == 'stvit_deit_micro' or
-                      name == 'svit_micro' and opset == 17) else pytest.mark.slow)
+FILES = [pytest.param(name, opset, size, id=f'{name}-{opset}-{size[0]}',
+                      marks=() if opset == 17 and size == (224, 224) and name in ('stvit_deit_micro', 'svit_micro') else pytest.mark.slow)
          for name in zoo.MICRO for opset in (17, 20) for size in ((224, 224), ODD_SIZE)]
 SQUARE = [case for case in FILES if case.values[2] == (224, 224)]
 
@@ -149,6 +149,7 @@ def test_static_quantisation(name, opset, size, form, per_channel, exported, tmp
     assert np.corrcoef(run(path, images).ravel(), run(quantised, images).ravel())[0, 1] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'stvit_micro', zoo.MICRO))
 def test_exported_program_can_be_decomposed(name):
     model, x = zoo.build(name), torch.randn(2, 3, 112, 144)

@@ -273,6 +273,7 @@ def test_feature_maps(precision, photos, tmp_path):
     assert report.outputs == ('feat0', 'feat1', 'feat2', 'feat3') and 0 < report.quantisation.drift.error < 0.1
 
 
+@pytest.mark.slow
 def test_command(photos, tmp_path, capsys):
     out = tmp_path / 'x.onnx'
     command = ['export', 'svit_micro', '--num-classes', '10', '--size', '64x64', '--opset', '17', '--out', str(out)]

@@ -334,6 +334,7 @@ def test_compiles_and_exports_at_any_compressed_size(size, strict):
         torch.testing.assert_close(torch.export.export(model, (x,), strict=strict).module()(x), y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size, compressed_size', [((200, 120), (3, 7)), pytest.param(224, 5, marks=pytest.mark.slow)])
 def test_exported_graph(tmp_path, size, compressed_size):
     """All shapes are settled, and resizing takes no operator of its own."""

@@ -646,6 +646,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setitem(stvit.VARIANTS, 'stvit_small', stvit.VARIANTS['stvit_tiny'])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_pretrained_models_come_from_the_hub(hub):
     facts, outputs = golden.load_case('stvit/stvit_r_swin_tiny.npz')

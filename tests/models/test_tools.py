@@ -339,6 +339,7 @@ def test_vmap(name, image):
 
 # ---- graphs
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dynamic', [None, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'svit_micro', zoo.MICRO))
 def test_compiles_at_changing_sizes(name, dynamic):

@@ -19,6 +19,7 @@ from vitzoo_runtime.files import is_ours
 QUICK = dict(rounds=1, min_seconds=0)
 
 
+@pytest.mark.slow
 def test_models_in_pytorch(tmp_path):
     cases = [Case('test_vit', (32, 32)), Case('test_vit', (32, 32), precision='bf16'), Case('test_vit', (32, 32), reduce='tome:r=1')]
     told = []

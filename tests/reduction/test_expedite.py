@@ -204,6 +204,7 @@ def test_gradients_are_finite(options):
     assert [n for n, p in model.named_parameters() if p.grad is None and not n.startswith('norm.') or not p.grad.isfinite().all()] == []
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_graph_for_each_size():
     model = reduced(small('vit_small_patch16_dinov3'))
