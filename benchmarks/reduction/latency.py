@@ -7,7 +7,6 @@ Models take turns in one process; a figure is the median over rounds of the rati
 them.
 """
 import argparse
-import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 
 import vitzoo
 from vitzoo.profiling import count_macs, on_meta, take_turns
+from vitzoo.profiling.bench import cpu_name
 from vitzoo.reduction import Setting
 from vitzoo_runtime.files import replacing
 
@@ -55,14 +55,6 @@ def settings(num_patches: int) -> list[Setting]:
 
 
 LABELS = [str(setting) for setting in settings(196)]
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-        return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def measure(case: str, methods: list[str], rounds: int, seconds: float, report: Callable[[str], None]) -> list[dict]:

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from ..arguments import check_types, show
 from ..facts import image_shape
-from ..layers import fold_batch_norm, fold_layer_scale
+from ..layers import fold_batch_norm, fold_layer_scale, linear_of
 from ..layers.fold import LAYER_SCALES, LAYERS, scale_layer
 from ..layers.plain import FoldError, holds_other_weights, is_bare, is_plain
 from . import verify
@@ -60,12 +60,15 @@ def deploy(model: nn.Module, input_size: int | tuple[int, ...], runtime: str = '
     expected = verify.make_case(plain, images, (0,)).outputs
     deployed = deploy_form(plain, runtime, images)
     found = verify.make_case(deployed, images, (0,)).outputs  # makes the tables that the model keeps for a size
-    limit = verify.CHOICE_TOLERANCE if any(getattr(m, 'selects', False) for m in model.modules()) else verify.TOLERANCE
+    limit = verify.CHOICE_TOLERANCE if any(getattr(m, 'selects', False) for m in model.modules()) else 0
     for want, got in zip(expected, found, strict=True):
-        error = (got - want).abs().max() / want.abs().max().clamp(min=1e-30) if want.is_floating_point() and want.numel() else 0
-        if got.shape != want.shape or not error <= limit:
+        if got.shape != want.shape:
+            raise verify.ExportError(f'{type(model).__name__} in its form for inference gives {tuple(got.shape)}, not {tuple(want.shape)}.')
+        got, want = got.cpu().numpy(), want.cpu().numpy()
+        error, allowed = verify.difference(got, want), max(limit, verify.tolerance(want))
+        if not error <= allowed:
             raise verify.ExportError(f'{type(model).__name__} in its form for inference differs by {error:.1e} of the largest value, '
-                                     f'{limit:.0e} is allowed.')
+                                     f'{allowed:.0e} is allowed.')
     return deployed
 
 
@@ -155,9 +158,7 @@ class PatchProduct(nn.Module):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.kernel_size = conv.kernel_size
-        self.linear = nn.Linear(conv.in_channels * math.prod(conv.kernel_size), conv.out_channels, device='meta')
-        self.linear.weight = nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
-        self.linear.bias = conv.bias
+        self.linear = linear_of(conv.weight.flatten(1), conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from vitzoo_runtime.files import images_below
 from vitzoo_runtime.images import Preprocessing, read_image
@@ -194,20 +196,17 @@ def _compare_objects(want: dict, got: dict) -> tuple[int, int, list[tuple[float,
 
 def _match(ours: dict, theirs: dict, wanted: np.ndarray) -> list[tuple[int, int, float]]:
     """Each wanted object of ours, best first, with the free object of theirs that it overlaps most: (ours, theirs, IoU)."""
-    free, pairs = set(range(len(theirs['scores']))), []
+    if not len(theirs['scores']):
+        return []
+    overlaps = box_iou(*(torch.from_numpy(side['boxes']).double() for side in (ours, theirs))).numpy()
+    overlaps[ours['labels'][:, None] != theirs['labels']] = 0
+    pairs = []
     for a in wanted:
-        candidates = [(_box_iou(ours['boxes'][a], theirs['boxes'][b]), b) for b in free if theirs['labels'][b] == ours['labels'][a]]
-        iou, b = max(candidates, default=(0., -1))
-        if iou >= MATCHING_IOU:
-            free.remove(b)
-            pairs.append((int(a), b, iou))
+        b = overlaps[a].argmax()
+        if overlaps[a, b] >= MATCHING_IOU:
+            pairs.append((int(a), int(b), float(overlaps[a, b])))
+            overlaps[:, b] = 0  # taken
     return pairs
-
-
-def _box_iou(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
-    shared = float(sides.prod())
-    return shared / max(float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - shared, 1e-9)
 
 
 def _mask_iou(a: np.ndarray, b: np.ndarray) -> float:

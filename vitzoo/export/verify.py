@@ -108,8 +108,8 @@ def check(session, case: Case, names: Sequence[str], selects: bool) -> Check:
     for name, want, got in zip(names, _arrays(case), found, strict=True):
         if got.shape != want.shape:
             raise ExportError(f'{name} at {_where(case)}: the file gives shape {got.shape}, PyTorch {want.shape}.')
-        per_image.append([_difference(*pair, np.abs(want).max()) for pair in zip(got, want, strict=True)])
-        allowed.append(_tolerance(want))
+        per_image.append([difference(*pair, np.abs(want).max()) for pair in zip(got, want, strict=True)])
+        allowed.append(tolerance(want))
     return _judge(case, names, np.array(per_image), np.array(allowed), selects)
 
 
@@ -127,8 +127,8 @@ def _check_objects(session, case: Case, names: Sequence[str], selects: bool) -> 
     partner = apart.argmin(1) if len(apart) else np.zeros(0, int)
     if len(set(partner)) < len(partner) or (found['labels'][partner] != want['labels']).any():
         raise ExportError(f'labels at {_where(case)}: the file gives other objects than PyTorch.')
-    per_image = np.array([[_difference(found[name][partner], want[name], np.abs(want[name]).max(initial=0))] for name in names])
-    allowed = np.array([max(_tolerance(want[name]), OBJECT_TOLERANCE) for name in names])
+    per_image = np.array([[difference(found[name][partner], want[name])] for name in names])
+    allowed = np.array([max(tolerance(want[name]), OBJECT_TOLERANCE) for name in names])
     return _judge(case, names, per_image, allowed, selects)
 
 
@@ -158,15 +158,18 @@ def _judge(case: Case, names: Sequence[str], per_image: np.ndarray, allowed: np.
     return Check(batch, height, width, errors, resolved)
 
 
-def _difference(got: np.ndarray, want: np.ndarray, scale: float) -> float:
+def difference(got: np.ndarray, want: np.ndarray, scale: float | None = None) -> float:
+    """Largest difference as a share of `scale`, by default the largest value; of integers and masks, the share of others."""
     if want.size == 0:
         return 0.
     if want.dtype.kind != 'f':
         return float((got != want).mean())
+    scale = np.abs(want).max() if scale is None else scale
     return float(np.abs(got - want).max() / max(scale, np.finfo(np.float32).tiny))
 
 
-def _tolerance(values: np.ndarray) -> float:
+def tolerance(values: np.ndarray) -> float:
+    """What `difference` may be of an output like this."""
     return TOLERANCE if values.dtype.kind == 'f' else LABEL_TOLERANCE
 
 

@@ -23,11 +23,13 @@ from ..layers import (
     MOST,
     Gelu,
     SoftmaxAttention,
+    attend_unscaled,
     check_ratios,
     check_stages,
     fold_batch_norm,
     fold_identity,
     fold_norm_and_bias,
+    linear_of,
     on_nchw,
     per_size,
     record,
@@ -141,14 +143,8 @@ def project(layer: nn.Linear | nn.ModuleList, x: torch.Tensor) -> list[torch.Ten
 
 def split_linear(linear: nn.Linear, parts: int) -> nn.ModuleList:
     """Layers for equal parts of the output of one."""
-    layers = nn.ModuleList()
-    biases = (None,) * parts if linear.bias is None else linear.bias.detach().chunk(parts)
-    for weight, bias in zip(linear.weight.detach().chunk(parts), biases, strict=True):
-        layer = nn.Linear(linear.in_features, len(weight), bias=False, device='meta')  # no memory, no random numbers
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        layers.append(layer)
-    return layers
+    biases = (None,) * parts if linear.bias is None else linear.bias.chunk(parts)
+    return nn.ModuleList(map(linear_of, linear.weight.chunk(parts), biases))
 
 
 class Router(nn.Module):
@@ -203,12 +199,6 @@ def means_in_turn(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     return x.view(B, rows * cols, W // cols, C).mean(2)
 
 
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention as three operators, with scaled queries: (B, heads, Q, d), (B, heads, T, d) -> (B, heads, Q, d)."""
-    logits = q @ k.transpose(2, 3)
-    return (logits if mask is None else logits + mask).softmax(-1) @ v
-
-
 def attend_gathered_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """`attend_gathered` of what lies (B * M, heads, P, d), with scaled queries -> (B * M, heads, P, d).
 
@@ -219,7 +209,7 @@ def attend_gathered_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cho
     rows = chosen + torch.arange(0, B * M, M, device=chosen.device)[:, None, None]
     rows = (rows.view(B * M, 1, topk) * heads + torch.arange(heads, device=chosen.device)[:, None]).flatten()
     k, v = (x.reshape(-1, P * d).index_select(0, rows).view(B * M, heads, topk * P, d) for x in (k, v))
-    return plain_attention(q, k, v)
+    return attend_unscaled(q, k, v)
 
 
 # Added to the logits of pairs that were not chosen: their weights are e^-60 of what they were, below all rounding. With less, such as
@@ -236,7 +226,7 @@ def attend_masked_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chose
         # a product copies columns faster than a gather does
         pixels = F.one_hot(region, int(M)).to(q.dtype)  # (N, M); the TorchScript exporter traces sizes
         mask = (mask @ pixels.T).index_select(1, region)[:, None]
-    return plain_attention(q, k, v, mask)
+    return attend_unscaled(q, k, v, mask)
 
 
 class DeployedRouting(nn.Module):
@@ -449,7 +439,12 @@ class Block(nn.Module):
         return self
 
     def deploy(self, runtime: str) -> nn.Module:
-        """Products without a bias, which is one more pass over what they write. Raises ValueError if a layer is more than its weight."""
+        """Products without a bias, which is one more pass over what they write, but not for those in 8 bits.
+
+        Raises ValueError if a layer is more than its weight.
+        """
+        if runtime == 'onnx-int8':
+            return self
         if isinstance(self.attn, DeployedRouting):
             self.norm1 = fold_norm_and_bias(self.norm1, self.attn.q, self.attn.k, self.attn.v)
         self.norm2 = fold_norm_and_bias(self.norm2, self.mlp.fc1)

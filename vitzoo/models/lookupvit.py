@@ -50,6 +50,7 @@ from ..layers import (
     heads_of_sequence,
     is_plain,
     is_plain_attention,
+    linear_of,
     precision_of,
     record,
     recording,
@@ -228,11 +229,7 @@ class Infuse(nn.Module):
 
 def linears(weights: Iterable[torch.Tensor]) -> nn.ModuleList:
     """Weights (o, i) as layers without bias. Quantisation tools give each its scale, and fail at a stack of matrices."""
-    layers = nn.ModuleList()
-    for weight in weights:
-        layers.append(nn.Linear(weight.shape[1], weight.shape[0], bias=False, device='meta'))  # no memory, no random numbers
-        layers[-1].weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
-    return layers
+    return nn.ModuleList(linear_of(weight.contiguous()) for weight in weights)
 
 
 class SequenceFirstGather(nn.Module):

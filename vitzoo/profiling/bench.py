@@ -17,8 +17,9 @@ from timm.utils import reparameterize_model
 from vitzoo_runtime.files import MARK, replacing
 
 from ..arguments import check_range
+from ..export.quantise import PRECISIONS
 from ..facts import image_shape
-from .exports import PRECISIONS, Exports, build, to_int8
+from .exports import Exports, build, to_int8
 from .latency import take_turns
 from .memory import peak_since, start_of_peak
 from .modules import Breakdown, eager_breakdown, onnx_breakdown

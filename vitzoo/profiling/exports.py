@@ -7,7 +7,7 @@ from torch import nn
 
 from vitzoo_runtime.files import replacing
 
-PRECISIONS = ('fp32', 'int8', 'int8-static', 'fp16')  # of files
+from ..export.quantise import PRECISIONS, quantise_products
 
 
 def build(name: str, size: tuple[int, int], reduce: str | None = None) -> nn.Module:
@@ -97,6 +97,5 @@ def to_int8(source: Path, target: Path) -> None:
 
     Raises ExportError if it cannot be quantised.
     """
-    from ..export import quantise
     with replacing(target) as temporary:
-        quantise.quantise_products(source, temporary)
+        quantise_products(source, temporary)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms, roi_align
+from torchvision.ops import box_convert, nms, roi_align
 
 
 def decode(priors: Tensor, deltas: Tensor, coder: nn.Module, size: tuple[int, int]) -> Tensor:
@@ -29,9 +29,7 @@ def _moved(anchors: Tensor, deltas: Tensor, coder: nn.Module) -> Tensor:
 def corners(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (N, 4) given by their middles and lengths as shares of the image -> in pixels, cut off at the border."""
     height, width = size
-    middle, length = boxes[:, :2], boxes[:, 2:]
-    boxes = torch.cat([middle - length * 0.5, middle + length * 0.5], 1)
-    return clip(boxes * boxes.new_tensor([width, height, width, height]), size)
+    return clip(box_convert(boxes, 'cxcywh', 'xyxy') * boxes.new_tensor([width, height, width, height]), size)
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
