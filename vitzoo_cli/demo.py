@@ -1,8 +1,8 @@
 """Train a small detector on real data, draw what it finds, export it and check the file.
 
 Builds the digit scenes, trains Mask R-CNN with our smallest SViT from scratch, evaluates it on their test part, whose digits it has not
-seen, draws what it finds there, exports the backbone to ONNX and compares it with PyTorch in ONNX Runtime. What an earlier run wrote to --out is replaced, other
-files only with --force.
+seen, draws what it finds there, exports the backbone to ONNX and compares it with PyTorch in ONNX Runtime. What an earlier run wrote to
+--out is replaced, other files only with --force.
 """
 import argparse
 import contextlib

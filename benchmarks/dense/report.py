@@ -36,6 +36,10 @@ def _judged(summary: dict, task: str) -> str:
     return f'test_{metric}' if tested and all(tested) else metric
 
 
+def _part(column: str) -> str:
+    return 'test' if column.startswith('test_') else 'val'
+
+
 def table(rows: Iterable[dict[str, str]], seconds: bool = True) -> str:
     """The results in Markdown: median [lowest, highest] over the seeds, bold where the best median is; one table a task, with or without
     the time of training. Metrics on the test part, where there are any, and on the validation part.
@@ -49,7 +53,7 @@ def table(rows: Iterable[dict[str, str]], seconds: bool = True) -> str:
         there = {name: [summary[model, task][name][0] for model in models if name in summary[model, task]]
                  for metric in spec.metrics for name in (f'test_{metric}', metric)}
         best = {name: max(medians) for name, medians in there.items() if medians}
-        names = ' | '.join(f'{name.removeprefix("test_").replace("_", " ")}, {"test" if name.startswith("test_") else "val"}' for name in best)
+        names = ' | '.join(f'{name.removeprefix("test_").replace("_", " ")}, {_part(name)}' for name in best)
         lines += [f'**{spec.title}** (bar: {spec.bar:g})', '',
                   f'| model | {names} | seeds | {what} parameters, M | {what} MACs, M |{" CPU seconds |" * seconds}',
                   f'| --- |{" ---: |" * (len(best) + 3 + seconds)}']
@@ -76,18 +80,19 @@ def verdict(rows: Iterable[dict[str, str]]) -> list[str]:
         medians = {model: summary[model, task][metric][0] for model in MODELS if (model, task) in summary}
         low = [f'{model} {medians[model]:.{spec.digits}f}' for model in FAMILIES if model in medians and medians[model] < spec.bar]
         state = 'fails' if low else 'holds' if set(FAMILIES) <= set(medians) else 'open'
-        sentences.append(f'{state}: {spec.title} on {"test" if metric.startswith("test_") else "val"}, of every family at least {spec.bar:g}' + (f' ({", ".join(low)})' if low else ''))
+        sentences.append(f'{state}: {spec.title} on {_part(metric)}, of every family at least {spec.bar:g}'
+                         + (f' ({", ".join(low)})' if low else ''))
         wins += [f'{model} in {task}' for model in FAMILIES if medians.get(model, -1) > medians.get(BASELINE, 1e9)]
     sentences.append(f'{"holds" if wins else "open"}: a family above {BASELINE} ({", ".join(wins) or "none so far"})')
     return sentences
 
 
-def report(path: str | Path, page: str | Path, picture: str | Path, *, seconds: bool = True) -> list[str]:
-    """Write the tables between the markers of a Markdown page (made if there is none) and draw quality against MACs; gives `verdict`.
+def report(path: str | Path, page: str | Path, picture: str | Path | None, *, seconds: bool = True) -> list[str]:
+    """Write the tables between the markers of a Markdown page (made if there is none) and draw quality against MACs if `picture` is given;
+    gives `verdict`.
 
     Raises ValueError if there is no row, or if the page has no markers.
     """
-    from vitzoo.viz.pareto import Point, draw_pareto
     rows, page = read_rows(path), Path(page)
     if not rows:
         raise ValueError(f'{path} has no rows; train some first')
@@ -97,6 +102,9 @@ def report(path: str | Path, page: str | Path, picture: str | Path, *, seconds: 
     before, after = text[:text.index(START)], text[text.index(END):]
     with replacing(page) as temporary:
         temporary.write_text(f'{before}{START}\n\n{table(rows, seconds)}\n{after}', encoding='utf-8')
+    if picture is None:
+        return verdict(rows)
+    from vitzoo.viz.pareto import Point, draw_pareto
     summary, panels = summarise(rows), {}
     for task, spec in TASKS.items():
         metric = _judged(summary, task)
@@ -104,6 +112,7 @@ def report(path: str | Path, page: str | Path, picture: str | Path, *, seconds: 
                   for model in MODELS if (model, task) in summary]
         size = next((row['input'] for row in rows if row['task'] == task), None)
         if points:
-            panels[f'{spec.title}, {"test" if metric.startswith("test_") else "val"}', f'MACs of the {"classifier" if task == "classification" else "backbone"} at {size}, M'] = points, spec.bar
+            what = 'classifier' if task == 'classification' else 'backbone'
+            panels[f'{spec.title}, {_part(metric)}', f'MACs of the {what} at {size}, M'] = points, spec.bar
     draw_pareto(panels, picture)
     return verdict(rows)

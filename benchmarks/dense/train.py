@@ -66,7 +66,10 @@ def test_row(row: dict, work_dir: Path) -> dict:
 
 
 def train_row(key: Key, work_dir: Path, iterations: int | None, advance: Callable[[int], None]) -> dict:
-    """Train, and evaluate on the validation and the test part; `advance` is told how many iterations are done. DIGIT_SCENES says where the data is."""
+    """Train, and evaluate on the validation and the test part.
+
+    `advance` is told how many iterations are done. DIGIT_SCENES says where the data is.
+    """
     import torch
     from mmengine.hooks import Hook
     from mmengine.runner import Runner

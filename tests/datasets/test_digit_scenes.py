@@ -26,7 +26,7 @@ FROZEN = {
     'val': '9a5f1c75f8776ea9d45e3a958b402514787b1e43e421180bb8ce5afb899b0a86',
     'test': '0517934ee6f35b7a1594c082c748ef1a5a7e3a33e5aaa517862809fa558acf8e',
 }
-FROZEN_WHOLE = '9feacb461c1ef0f7f87bd243cb91775e49a1a61de94ef2758cb816794792a47381c'
+FROZEN_WHOLE = '9feacb461c1ef0f7f87bd243cb91775e49a1a61de94ef2758cb816792a47381c'
 FROZEN_TEST = '44d12b7d236f8077110942acc3ac7f605341b45f825dccc8ad1da6892712efd9'
 FROZEN_HARD = '36b5837a5305d649c8269ff21fddeab646b671543575bda256d1514cca208b7c'
 
@@ -556,7 +556,8 @@ def test_command(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     part = result['parts']['detection']
     assert part['status'] == 'built (not there)' and part['files'] == 25 and (tmp_path / 'p.png').is_file()
-    expected = [ds.make_scene(ds.PRESETS['micro'], 5, split, i) for split, num in (('train', 2), ('val', 10), ('test', 10)) for i in range(num)]
+    jobs = [(split, i) for split, num in (('train', 2), ('val', 10), ('test', 10)) for i in range(num)]
+    expected = [ds.make_scene(ds.PRESETS['micro'], 5, *job) for job in jobs]
     assert part['fingerprint'] == ds.fingerprint(expected)
     assert ds.main(args) == 0
     assert 'reused' in capsys.readouterr().out
