@@ -8,7 +8,7 @@ from test_reduced_backbone import ONE_SIZE, VIT, build, every_method, loss, redu
 
 import vitzoo
 from vitzoo.dense import DenseBackbone
-from vitzoo.dense.recover import LearntRecover, NearestRecover, nearest_kept
+from vitzoo.dense.recover import LearntRecover, NearestRecover, nearest_kept, recovered_map
 from vitzoo.layers import Kept
 
 EVIT = dict(method='evit', locations=(1, 2), keep_rate=0.5)
@@ -62,7 +62,8 @@ def test_nearest_is_the_way_of_methods_that_merge_alone():
     x = torch.rand(2, 3, 75, 109)
     options = dict(reduction=reduction('tome'))
     assert all(map(torch.equal, build(**options, recover='nearest')(x), build(**options)(x)))
-    assert all(map(torch.equal, stvit_deit('nearest')(x), stvit_deit(False)(x)))
+    backbone, x = stvit_deit('nearest'), torch.rand(2, 3, 80, 112)
+    assert torch.equal(recovered_map(backbone.recover_layer, backbone.model.forward_kept(x)), backbone.body(x)[0])
     assert (stvit_deit('nearest')(x)[2] - stvit_deit('method')(x)[2]).abs().max() > 1e-3
 
 
@@ -139,7 +140,8 @@ def test_a_method_without_a_way_of_its_own():
 @pytest.mark.parametrize('name, kwargs, message', [
     ('svit_micro', dict(recover='nearest'), 'svit_micro .*nothing to recover'), ('resnet10t', dict(recover='learnt'), 'nothing to recover'),
     (VIT, dict(recover='nearest'), 'nothing to recover.*reduction'), ('lookupvit_micro', dict(recover='learnt'), 'nothing to recover'),
-    (VIT, dict(recover='best', reduction=EVIT), "recover='best'"), ('stvit_deit_micro', dict(recover='own'), "recover='own'")])
+    (VIT, dict(recover='best', reduction=EVIT), "recover='best'"),
+    ('stvit_deit_micro', dict(recover=False), 'recover'), ('stvit_deit_micro', dict(recover='own'), "recover='own'")])
 def test_refused(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         DenseBackbone(name, **kwargs)

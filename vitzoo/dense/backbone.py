@@ -43,7 +43,7 @@ class DenseBackbone(nn.Module):
             merges tokens on their way and restores its last map to the full grid. What a method learns is never frozen.
         recover: how a columnar model that dropped or merged tokens comes back to the full grid: 'method' for its own way; 'nearest' for the
             features of the nearest token, at any size; 'learnt' for queries that are learnt for each position and attend to the tokens, at
-            the model's `img_size` alone (`vitzoo.dense.recover`). A bool is the model's own argument of that name (STViT-DeiT).
+            the model's `img_size` alone (`vitzoo.dense.recover`).
         model_kwargs: go to the model (`in_chans`, `drop_path_rate`, ...).
 
     Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
@@ -72,14 +72,12 @@ class DenseBackbone(nn.Module):
             norm_eval: bool = False,
             with_cp: bool = False,
             reduction: dict | None = None,
-            recover: str | bool = 'method',
+            recover: str = 'method',
             **model_kwargs,
     ):
         super().__init__()
         _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm)
 
-        if isinstance(recover, bool):
-            model_kwargs['recover'], recover = recover, 'method'
         probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
         if reduction is not None:  # refused, if so, before anything is built or downloaded
             _reduce(model_name, _inner(probe), reduction, recover)

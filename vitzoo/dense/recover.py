@@ -6,6 +6,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from vitzoo.arguments import show
 from vitzoo.layers import Kept, SoftmaxAttention, join_heads
 from vitzoo.reduction.method import take_rows
 
@@ -86,7 +87,7 @@ class LearntRecover(nn.Module):
 def make_recover_layer(choice: str, model_name: str, model: nn.Module) -> nn.Module | None:
     """The layer of a `DenseBackbone` around a model; None for the method's own way. ValueError for a model that has nothing to recover."""
     if choice not in CHOICES:
-        raise ValueError(f'recover={choice!r}: expected one of {CHOICES}')
+        raise ValueError(f'recover={show(choice)}: expected one of {CHOICES}')
     if choice == 'method':
         return None
     if not hasattr(model, 'forward_kept'):
