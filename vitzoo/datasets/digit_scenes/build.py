@@ -70,6 +70,8 @@ def _flaw(folder: Path, specification: dict, part: type[Part]) -> str | None:
     files = manifest['files']
     if {key: manifest.get(key) for key in specification} != specification:
         return 'another preset, seed or version'
+    if {*manifest['objects']} != {*SPLITS}:
+        return f'{MANIFEST} is damaged'
     extra = next((name for name in _names(folder) if name not in files and part.is_extra(name)), None)
     if extra:
         return f'{printable(extra)} does not belong there'
