@@ -1,8 +1,8 @@
 """Train a small detector on real data, draw what it finds, export it and check the file.
 
-Builds the digit scenes, trains Mask R-CNN with our smallest SViT from scratch, evaluates it, draws predictions for scenes it has not
-seen, exports the backbone to ONNX and compares it with PyTorch in ONNX Runtime. What an earlier run wrote to --out is replaced, other
-files only with --force.
+Builds the digit scenes, trains Mask R-CNN with our smallest SViT from scratch, evaluates it on their test part, whose digits it has not
+seen, draws what it finds there, exports the backbone to ONNX and compares it with PyTorch in ONNX Runtime. What an earlier run wrote to
+--out is replaced, other files only with --force.
 """
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data', default='data/digit_scenes', metavar='DIR', help='for the digit scenes (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of training (default: %(default)s)')
     parser.add_argument('--iterations', type=int, metavar='N', help='of training, 4 scenes each (default: what the config says)')
-    parser.add_argument('--preset', default='standard', help='size of the data: standard or micro (default: %(default)s)')
+    parser.add_argument('--preset', default='standard', help='of the data: standard, hard or micro (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace files that are not from an earlier run')
 
 
@@ -68,17 +68,17 @@ def run(args: argparse.Namespace, output: Output) -> int:
     result = {
         'comment': MARK,
         'seed': args.seed, 'config': CONFIG,
-        'data': {'root': str(data.root), 'train': preset.det_train, 'val': preset.val, 'objects': counts, 'seconds': built},
+        'data': {'root': str(data.root), 'train': preset.det_train, 'test': preset.test, 'objects': counts, 'seconds': built},
         'training': {key: trained[key] for key in ('iterations', 'batch', 'seconds', 'params')},
         'evaluation': {'box_mAP': metrics['bbox_mAP'], 'box_mAP50': metrics['bbox_mAP_50'], 'mask_mAP': metrics['segm_mAP'],
-                       'mask_mAP50': metrics['segm_mAP_50'], 'seconds': trained['val_seconds']},
+                       'mask_mAP50': metrics['segm_mAP_50'], 'seconds': trained['test_seconds']},
         'onnx': report.to_dict(), 'files': files, 'seconds': time.perf_counter() - start,
     }
     write_json(out / FILES['report'], result)
     output.json(result)
     evaluation, latency = result['evaluation'], report.latency_ms
     output.facts(f'vitzoo demo: {result["seconds"]:.0f} s', {
-        'data': f'{preset.det_train} scenes to train ({counts["train"]} digits), {preset.val} to validate ({counts["val"]}); '
+        'data': f'{preset.det_train} scenes to train ({counts["train"]} digits), {preset.test} to test ({counts["test"]}); '
                 f'{data.root}, {data.status["detection"].split()[0]} in {built:.0f} s',
         'model': f'Mask R-CNN with svit_micro, {trained["params"] / 1e6:.1f} M parameters, from scratch',
         'training': f'{trained["iterations"]} iterations of {trained["batch"]} scenes in {trained["seconds"]:.0f} s',
@@ -117,19 +117,21 @@ def _train(config: Path, data: Path, out: Path, seed: int, iterations: int | Non
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             advance(f'training, loss {float(outputs["loss"]):.2f}')
 
-        def before_val(self, runner):
+        def after_train(self, runner):
             self.times.append(time.perf_counter())
 
-        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             self.samples += outputs[:NUM_PICTURES - len(self.samples)]
             advance('evaluating')
 
-        def after_val_epoch(self, runner, metrics=None):
+        def after_test_epoch(self, runner, metrics=None):
             self.metrics = metrics
             self.times.append(time.perf_counter())
 
     os.environ['DIGIT_SCENES'] = str(data.resolve())  # where the config looks
-    options = {} if iterations is None else {'train_cfg.max_iters': iterations}
+    # nothing is chosen here, so nothing is validated
+    options = dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator')) | ({} if iterations is None else {
+        'train_cfg.max_iters': iterations})
     folder, log = out / TRAINING, out / FILES['log']
     with log.open('w', encoding='utf-8') as stream, contextlib.redirect_stdout(stream):
         print(f'{MARK} demo', flush=True)
@@ -137,19 +139,20 @@ def _train(config: Path, data: Path, out: Path, seed: int, iterations: int | Non
         runner = Runner.from_cfg(cfg)
         watch = Watch()
         runner.register_hook(watch)
-        with output.bar('training', runner.max_iters + len(runner.build_dataloader(cfg.val_dataloader))) as advance:
+        with output.bar('training', runner.max_iters + len(runner.build_dataloader(cfg.test_dataloader))) as advance:
             runner.train()
+            runner.test()
     started, ended, evaluated = watch.times
     return {
         'iterations': runner.max_iters, 'batch': cfg.train_dataloader.batch_size, 'seconds': ended - started,
-        'val_seconds': evaluated - ended, 'params': sum(p.numel() for p in runner.model.parameters()), 'metrics': watch.metrics,
+        'test_seconds': evaluated - ended, 'params': sum(p.numel() for p in runner.model.parameters()), 'metrics': watch.metrics,
         'samples': watch.samples, 'backbone': runner.model.backbone,
         'files': {'config': folder / config.name, 'checkpoint': folder / f'iter_{runner.max_iters}.pth'},
     }
 
 
 def _draw(sample, classes):
-    """A validation scene with what was found in it."""
+    """A scene with what was found in it."""
     from PIL import Image
 
     from vitzoo.viz import draw_detections

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument('--jobs', type=int, help='processes side by side, one thread each; default one a core')
     parser.add_argument('--csv', default='benchmarks/dense/results.csv', help='rows (default: %(default)s)')
     parser.add_argument('--page', default='docs/bench_dense.md', help='tables go between its markers (default: %(default)s)')
-    parser.add_argument('--picture', default='docs/bench_dense.png', help='plot (default: %(default)s)')
+    parser.add_argument('--picture', default='docs/bench_dense.png', help="plot, '' for none (default: %(default)s)")
     parser.add_argument('--out', default='runs/bench_dense', help='logs and weights (default: %(default)s)')
     parser.add_argument('--data', default='data/digit_scenes', help='digit scenes, built if needed (default: %(default)s)')
     parser.add_argument('--preset', default='standard', help='of the digit scenes (default: %(default)s)')
@@ -32,7 +32,7 @@ def main() -> int:
             select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
             iterations=args.iterations, preset=args.preset)
         if read_rows(args.csv):
-            print(*report(args.csv, args.page, args.picture, seconds=not args.no_seconds), sep='\n')
+            print(*report(args.csv, args.page, args.picture or None, seconds=not args.no_seconds), sep='\n')
     except (ValueError, ImportError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 2

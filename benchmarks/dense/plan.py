@@ -15,6 +15,8 @@ BASELINE = 'timm_resnet'
 REFERENCES = ('timm_swin', BASELINE)  # timm's, narrowed to the multiply-adds of svit_micro
 # timm's plain ViTs with and without token reduction, for docs/vit_backbones.md
 PLAIN = ('timm_vit', 'timm_vit_expedite', 'timm_vit_tome', 'timm_dinov3', 'timm_dinov3_expedite')
+# ways back to the grid, for docs/dense.md
+RECOVER = ('timm_vit_evit', 'timm_vit_evit_nearest', 'timm_vit_evit_learnt', 'timm_vit_expedite_nearest', 'timm_vit_expedite_learnt')
 SCENE = (128, 160)
 COARSEST = 8  # pixels a step of the finest maps: of 16, the crop of a digit would have nine
 
@@ -38,7 +40,7 @@ def _backbone(name: str) -> str:
 
 
 FAMILIES = tuple(_families())
-MODELS = {name: _backbone(name) for name in (*FAMILIES, *REFERENCES, *PLAIN)}
+MODELS = {name: _backbone(name) for name in (*FAMILIES, *REFERENCES, *PLAIN, *RECOVER)}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ Key = tuple[str, str, int]  # model, task, seed
 
 
 def select(models: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Key]:
-    """The rows of that choice, seed by seed. Nothing chosen means all models but those of `PLAIN`, all tasks, seeds 0 to 2.
+    """The rows of that choice, seed by seed. Nothing chosen means all models but those of `PLAIN` and `RECOVER`, all tasks, seeds 0 to 2.
 
     Raises ValueError for an unknown name.
     """

@@ -4,9 +4,10 @@ from pathlib import Path
 from .. import rows
 from .plan import TASKS, Key
 
-METRICS = [metric for task in TASKS.values() for metric in task.metrics]
+METRICS = [metric for task in TASKS.values() for metric in task.metrics]  # on the validation part
+TESTED = [f'test_{metric}' for metric in METRICS]  # on the test part; empty in a row that is older than it
 # params and macs are those of the backbone on a scene, or of the classifier on a crop: `input` says which
-COLUMNS = ['model', 'task', 'seed', *METRICS, 'params', 'macs', 'input', 'total_params', 'iterations', 'batch', 'cpu_seconds',
+COLUMNS = ['model', 'task', 'seed', *METRICS, *TESTED, 'params', 'macs', 'input', 'total_params', 'iterations', 'batch', 'cpu_seconds',
            'wall_seconds', 'vitzoo', 'torch', 'timm']
 
 
@@ -17,6 +18,10 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 
 def row_key(row: dict) -> Key:
     return row['model'], row['task'], int(row['seed'])
+
+
+def is_tested(row: dict) -> bool:
+    return any(row[name] for name in TESTED)
 
 
 def append_row(path: str | Path, row: dict) -> None:

@@ -1,4 +1,4 @@
-"""Training of all rows that are missing, in processes side by side."""
+"""Training of all rows that are missing, and the test of those that lack it, in processes side by side."""
 import json
 import os
 import subprocess
@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .plan import Key
-from .rows import METRICS, read_rows, row_key
-from .train import row_config
+from .rows import METRICS, TESTED, is_tested, read_rows, row_key
+from .train import row_config, weights_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +39,8 @@ def run(keys: Iterable[Key], path: str | Path, *, data: str | Path, out: str | P
         preset: str = 'standard', run_row: Callable = _run_child) -> dict[Key, str]:
     """Train the rows that the CSV lacks, `jobs` at a time (default: a process a core) with one thread each.
 
+    A row without figures of the test part is tested if its weights are in `out`, else it stays as it is.
+
     Args:
         keys: what `select` gives.
         path: the CSV.
@@ -64,14 +66,19 @@ def run(keys: Iterable[Key], path: str | Path, *, data: str | Path, out: str | P
     if jobs is not None and jobs < 1:
         raise ValueError(f'jobs={jobs}: expected at least 1')
     budget = {task: row_config('svit_micro', task, iterations=iterations).train_cfg.max_iters for task in {task for _, task, _ in keys}}
-    there = {row_key(row): int(row['iterations']) for row in read_rows(path)}
+    rows = {row_key(row): row for row in read_rows(path)}
+    there = {key: int(row['iterations']) for key, row in rows.items()}
     for key in keys:
         if there.get(key, budget[key[1]]) != budget[key[1]]:
             raise ValueError(f'{path} has {key} after {there[key]} iterations, and {budget[key[1]]} were asked for: delete the row, or '
                              'choose another file')
-    todo, failures = [key for key in keys if key not in there], {}
+    untested = [key for key in keys if key in rows and not is_tested(rows[key])]
+    again = [key for key in untested if weights_of(_folder(out, key), there[key]).is_file()]
+    todo, failures = [key for key in keys if key not in there or key in again], {}
     console = Console(stderr=True)
-    console.print(f'{len(keys)} rows, {len(keys) - len(todo)} of them finished')
+    console.print(f'{len(keys)} rows, {len(keys) - len(todo)} of them finished'
+                  + (f', {len(untested) - len(again)} without a test and without the weights for one: to test them, delete these rows'
+                     if len(untested) > len(again) else ''), soft_wrap=True)
     if not todo:
         return failures
     os.environ['DIGIT_SCENES'] = str(digit_scenes.build(data, preset).root.resolve())
@@ -89,7 +96,7 @@ def run(keys: Iterable[Key], path: str | Path, *, data: str | Path, out: str | P
         def work(key):
             start, name = time.perf_counter(), ', '.join(map(str, key))
             try:
-                run_row(key, out / f'{key[0]}-{key[1]}-{key[2]}', path, iterations,
+                run_row(key, _folder(out, key), path, iterations,
                         lambda done: advance(key, min(done / budget[key[1]], 0.99)))
             except Exception as e:  # the others go on
                 failures[key] = f'{type(e).__name__}: {e}'
@@ -103,6 +110,10 @@ def run(keys: Iterable[Key], path: str | Path, *, data: str | Path, out: str | P
     return failures
 
 
+def _folder(out: Path, key: Key) -> Path:
+    return out / '-'.join(map(str, key))
+
+
 def _summary(path: Path, key: Key) -> str:
     row = next(row for row in read_rows(path) if row_key(row) == key)
-    return ', '.join(f'{name} {row[name]}' for name in METRICS if row[name])
+    return ', '.join(f'{name} {row[name]}' for name in (*METRICS, *TESTED) if row[name])

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .plan import MODELS, SCENE, TASKS, Key
-from .rows import append_row
+from .rows import append_row, is_tested, read_rows, row_key
 
 
 def row_config(model: str, task: str, *, seed: int = 0, work_dir: str | Path | None = None, iterations: int | None = None):
@@ -44,8 +44,32 @@ def cost(model: str, task: str) -> dict[str, int | str]:
             'macs': count_macs(on_meta(module), torch.empty(1, 3, *size, device='meta'))}
 
 
+def weights_of(work_dir: str | Path, iterations: int) -> Path:
+    """Where a row of that many iterations has left its weights."""
+    return Path(work_dir) / f'iter_{iterations}.pth'
+
+
+def _figures(task: str, metrics: dict, prefix: str = '') -> dict[str, float]:
+    """Columns of the CSV from an evaluation; where nothing at all was found, that of detectors has no figures."""
+    return {prefix + column: round(float(metrics.get(name, 0)), 4) for column, name in TASKS[task].metrics.items()}
+
+
+def test_row(row: dict, work_dir: Path) -> dict:
+    """A finished row with the figures of the test part as well, from the weights that its training left."""
+    from mmengine.runner import Runner
+    model, task, seed = row_key(row)
+    iterations = int(row['iterations'])
+    cfg = row_config(model, task, seed=seed, work_dir=work_dir / 'test', iterations=iterations)
+    cfg.experiment_name = '-'.join([model, task, str(seed), 'test'])
+    cfg.load_from = str(weights_of(work_dir, iterations))
+    return {**row, **_figures(task, Runner.from_cfg(cfg).test(), 'test_')}
+
+
 def train_row(key: Key, work_dir: Path, iterations: int | None, advance: Callable[[int], None]) -> dict:
-    """Train and evaluate; `advance` is told how many iterations are done. DIGIT_SCENES says where the data is."""
+    """Train, and evaluate on the validation and the test part.
+
+    `advance` is told how many iterations are done. DIGIT_SCENES says where the data is.
+    """
     import torch
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
@@ -75,8 +99,7 @@ def train_row(key: Key, work_dir: Path, iterations: int | None, advance: Callabl
         runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(watch)
     runner.train()
-    # where nothing at all was found, the evaluation of detectors has no figures
-    metrics = {column: round(float(watch.metrics.get(name, 0)), 4) for column, name in TASKS[task].metrics.items()}
+    metrics = {**_figures(task, watch.metrics), **_figures(task, runner.test(), 'test_')}
     return {'model': model, 'task': task, 'seed': seed, **metrics, **cost(model, task),
             'total_params': sum(p.numel() for p in runner.model.parameters()), 'iterations': runner.max_iters,
             'batch': cfg.train_dataloader.batch_size, 'cpu_seconds': round(watch.seconds[0], 1), 'wall_seconds': round(watch.seconds[1], 1),
@@ -84,14 +107,19 @@ def train_row(key: Key, work_dir: Path, iterations: int | None, advance: Callabl
 
 
 def main(model: str, task: str, seed: str, work_dir: str, path: str, iterations: str) -> None:
-    """One row in a process of its own: iterations done go to stdout, a line each; all else to stderr."""
+    """One row in a process of its own: iterations done go to stdout, a line each; all else to stderr.
+
+    A row that is there already lacks the test part alone.
+    """
     import torch
     warnings.simplefilter('ignore')
     torch.set_flush_denormal(True)  # the masked attention weights of timm's Swin are subnormal, which is slow on CPUs
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        row = train_row((model, task, int(seed)), Path(work_dir), json.loads(iterations), lambda done: print(done, file=stdout, flush=True))
-        append_row(path, row)
+        key, work_dir = (model, task, int(seed)), Path(work_dir)
+        there = next((row for row in read_rows(path) if row_key(row) == key and not is_tested(row)), None)
+        append_row(path, test_row(there, work_dir) if there else
+                   train_row(key, work_dir, json.loads(iterations), lambda done: print(done, file=stdout, flush=True)))
 
 
 if __name__ == '__main__':

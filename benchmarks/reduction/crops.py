@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitzoo.datasets.digit_scenes import crop, make_scene, resolve_preset
+from vitzoo.datasets.digit_scenes import VERSION, crop, make_scene, resolve_preset
 from vitzoo_runtime.files import replacing
 
 SIDE = 46  # pixels of a crop; the model sees a window of it
@@ -17,7 +17,7 @@ SCENES = {'train': 3000, 'val': 500}  # no digit of the validation part, which i
 
 def crops(folder: str | Path, scenes: dict[str, int] = SCENES) -> dict[str, tuple[Tensor, Tensor]]:
     """Split -> crops (N, 3, SIDE, SIDE) uint8, labels (N,): of the preset 'standard', seed 0."""
-    path = Path(folder) / f'crops-{scenes["train"]}-{scenes["val"]}.npz'
+    path = Path(folder) / f'crops-{VERSION}-{scenes["train"]}-{scenes["val"]}.npz'
     if not path.is_file():
         made = {}
         for split, count in scenes.items():

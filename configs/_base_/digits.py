@@ -1,4 +1,5 @@
 # What the recipes on digit scenes share: seconds an iteration on one CPU core, so no workers and no epochs.
+# Choose on the validation part, by tools/train.py; tools/test.py evaluates on the test part, whose digits neither of the others has.
 # The data: python -m vitzoo.datasets.digit_scenes --out data/digit_scenes (or where the environment variable DIGIT_SCENES points).
 custom_imports = dict(imports=['vitzoo.mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='vitzoo.ProgressBarHook'), dict(type='vitzoo.ReseedHook')]

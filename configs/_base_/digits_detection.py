@@ -27,9 +27,10 @@ val_dataloader = dict(
     dataset=dict(
         type='CocoDataset', data_root=data_root, metainfo=metainfo, ann_file='annotations/det_val.json',
         data_prefix=dict(img='val/'), test_mode=True, pipeline=test_pipeline))
-test_dataloader = val_dataloader
+test_dataloader = dict(val_dataloader, dataset=dict(
+    val_dataloader['dataset'], ann_file='annotations/det_test.json', data_prefix=dict(img='test/')))
 val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/det_val.json', metric=['bbox', 'segm'])
-test_evaluator = val_evaluator
+test_evaluator = dict(val_evaluator, ann_file=data_root + 'annotations/det_test.json')
 
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),

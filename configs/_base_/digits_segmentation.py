@@ -20,7 +20,8 @@ val_dataloader = dict(
     dataset=dict(
         type='BaseSegDataset', data_root=data_root, metainfo=metainfo, img_suffix='.png', seg_map_suffix='.png',
         data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'), test_mode=True, pipeline=test_pipeline))
-test_dataloader = val_dataloader
+test_dataloader = dict(val_dataloader, dataset=dict(
+    val_dataloader['dataset'], data_prefix=dict(img_path='img_dir/test', seg_map_path='ann_dir/test')))
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 

@@ -21,7 +21,7 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     # the middle, so that digits are as large as in the crops of training
     dataset=dict(type='vitzoo.ImageFolder', root=data_root + 'val', input_size=48, crop_pct=0.875))
-test_dataloader = val_dataloader
+test_dataloader = dict(val_dataloader, dataset=dict(val_dataloader['dataset'], root=data_root + 'test'))
 val_evaluator = dict(type='vitzoo.Accuracy')
 test_evaluator = val_evaluator
 param_scheduler = [

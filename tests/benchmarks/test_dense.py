@@ -17,9 +17,9 @@ from samples import batch, build, total  # noqa: E402
 
 from benchmarks.dense import plan  # noqa: E402
 from benchmarks.dense.report import END, START, report  # noqa: E402
-from benchmarks.dense.rows import append_row, read_rows, row_key  # noqa: E402
+from benchmarks.dense.rows import append_row, is_tested, read_rows, row_key  # noqa: E402
 from benchmarks.dense.run import run  # noqa: E402
-from benchmarks.dense.train import cost, row_config  # noqa: E402
+from benchmarks.dense.train import cost, row_config, weights_of  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,18 +84,20 @@ def test_select():
 def test_models_are_those_of_the_registry_and_two_of_timm():
     """Of each family the micro model, if its maps are of stride 8 or finer: a patch of 16 pixels is a third of a crop of a digit."""
     left_out = set(zoo.FIRST.values()) - set(plan.FAMILIES)
-    assert set(plan.FAMILIES) <= set(zoo.FIRST.values()) and {*plan.MODELS} == {*plan.FAMILIES, *plan.REFERENCES, *plan.PLAIN}
+    assert set(plan.FAMILIES) <= set(zoo.FIRST.values()) and {*plan.MODELS} == {
+        *plan.FAMILIES, *plan.REFERENCES, *plan.PLAIN, *plan.RECOVER}
     assert all(zoo.is_columnar(name) for name in left_out) and 'lookupvit_micro' in plan.FAMILIES
 
 
-@pytest.mark.parametrize('csv, page, seconds', [('results.csv', 'bench_dense.md', True), ('reduction.csv', 'vit_backbones.md', False)])
+@pytest.mark.parametrize('csv, page, seconds', [('results.csv', 'bench_dense.md', True), ('reduction.csv', 'vit_backbones.md', False),
+                                                ('recover.csv', 'dense.md', False)])
 def test_page_has_the_rows_that_are_kept(csv, page, seconds, tmp_path):
     path, page = ROOT / 'benchmarks' / 'dense' / csv, ROOT / 'docs' / page
     rows = read_rows(path)
     if csv == 'results.csv':
         assert len(rows) >= 63 and {row_key(r) for r in rows} <= set(plan.select())
     else:
-        assert rows and {row['model'] for row in rows} <= set(plan.PLAIN)
+        assert rows and {row['model'] for row in rows} <= {*plan.PLAIN, *plan.RECOVER}
     pytest.importorskip('matplotlib')
     (tmp_path / 'x.md').write_text(page.read_text())
     report(path, tmp_path / 'x.md', tmp_path / 'x.png', seconds=seconds)
@@ -143,6 +145,16 @@ def test_run_refuses_to_mix_budgets(start):
         start(['svit_micro'], jobs=0)
 
 
+def test_rows_without_a_test_are_tested_where_their_weights_are(start, tmp_path, capsys):
+    for seed in range(3):
+        append_row(tmp_path / 'x.csv', row(seed=seed, **({'test_mIoU': 2} if seed == 2 else {})))
+    weights = weights_of(tmp_path / 'out' / 'svit_micro-segmentation-1', budget('segmentation'))
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b'')
+    assert start(['svit_micro'], ['segmentation'], [0, 1, 2], jobs=1)[1] == [('svit_micro', 'segmentation', 1)]
+    assert '1 without a test' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_command_trains_each_task(digits, tmp_path):
@@ -154,7 +166,13 @@ def test_command_trains_each_task(digits, tmp_path):
     assert result.returncode == 0, result.stderr
     rows = read_rows(paths['csv'])
     assert sorted(row_key(r) for r in rows) == sorted(plan.select(['lookupvit_micro', 'timm_swin'], seeds=[3]))
-    assert all(r['iterations'] == '2' and float(r['cpu_seconds']) > 0 for r in rows)
+    assert all(r['iterations'] == '2' and float(r['cpu_seconds']) > 0 and is_tested(r) for r in rows)
+
+    old = next(r for r in rows if row_key(r) == ('timm_swin', 'classification', 3))  # as from before there was a test part
+    append_row(paths['csv'], {**old, 'test_top1': ''})
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert result.returncode == 0 and '5 of them finished' in result.stderr, result.stderr
+    assert old in read_rows(paths['csv'])
     assert 'timm_swin' in paths['page'].read_text() and paths['picture'].is_file()
 
     (tmp_path / 'out' / 'broken').write_text('')
@@ -184,11 +202,29 @@ def test_report_has_medians_and_spread(table, tmp_path):
     assert text.startswith('# Title') and text.endswith('last\n') and 'old' not in text
     assert '| svit_micro | **50.0** [46.0, 60.0] | 3 | 0.00 | 118.6 | 10 |' in text
     assert '| timm_resnet | 40.0 [36.0, 50.0] | 3 |' in text
-    assert '| svit_micro | **0.650** |' in text
+    assert '| svit_micro | **0.650** |' in text and '| model | mIoU, val | seeds |' in text
     assert [s.split(':')[0] for s in sentences] == ['fails', 'open', 'open', 'holds']
     assert 'svit_micro 0.650' in sentences[0] and 'svit_micro in segmentation' in sentences[-1]
     again = report(table, page, tmp_path / 'x.png')
     assert again == sentences and page.read_text() == text
+
+
+def test_report_on_the_test_part(table, tmp_path):
+    """A model has a figure there when all its seeds have one, and decides when all models do."""
+    pytest.importorskip('matplotlib')
+    for seed, value in enumerate((50, 46, 60)):
+        append_row(table, row('svit_micro', seed=seed, mIoU=value, test_mIoU=value - 3))
+    append_row(table, row('timm_resnet', seed=0, mIoU=40, test_mIoU=41))
+    sentences = report(table, tmp_path / 'x.md', tmp_path / 'x.png')
+    text = (tmp_path / 'x.md').read_text()
+    assert '| model | mIoU, test | mIoU, val | seeds |' in text
+    assert '| svit_micro | **47.0** [43.0, 57.0] | **50.0** [46.0, 60.0] | 3 |' in text
+    assert '| timm_resnet | - | 40.0 [36.0, 50.0] | 3 |' in text
+    assert ' on val,' in sentences[1]
+    for seed in 1, 2:
+        append_row(table, row('timm_resnet', seed=seed, mIoU=40, test_mIoU=90))
+    sentences = report(table, tmp_path / 'x.md', tmp_path / 'x.png')
+    assert ' on test,' in sentences[1] and 'svit_micro in segmentation' not in sentences[-1]
 
 
 def test_report_needs_rows_and_markers(table, tmp_path):
@@ -209,13 +245,20 @@ def test_baselines_cost_what_svit_costs():
     assert cost('timm_swin', 'classification')['input'] == '48x48' and aim['input'] == '128x160'
 
 
-@pytest.mark.parametrize('model, task', [pytest.param(model, 'detection', marks=pytest.mark.slow) for model in plan.MODELS] + [
+# what is learnt to recover knows the size of the scenes alone, and the images of detectors here are of another
+@pytest.mark.parametrize('model, task', [
+    pytest.param(model, 'segmentation' if model.endswith('_learnt') else 'detection', marks=pytest.mark.slow) for model in plan.MODELS] + [
     ('svit_micro', task) for task in ('detection', 'segmentation', 'classification')])
 def test_every_model_learns_in_every_recipe(model, task):
     torch.manual_seed(0)
     cfg = row_config(model, task)
     data = batch(cfg)
-    if task == 'segmentation':
+    if model.endswith('_learnt'):
+        data['inputs'] = [image[:, :plan.SCENE[0], :plan.SCENE[1]] for image in data['inputs']]
+        for sample in data['data_samples']:
+            sample.gt_sem_seg = type(sample.gt_sem_seg)(data=sample.gt_sem_seg.data[:, :plan.SCENE[0], :plan.SCENE[1]])
+            sample.set_metainfo(dict(img_shape=plan.SCENE, ori_shape=plan.SCENE))
+    elif task == 'segmentation':
         cfg.model.data_preprocessor.size = (131, 167)
     elif task == 'classification':
         data[0] = data[0][..., :48, :48] / 255

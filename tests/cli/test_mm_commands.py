@@ -171,7 +171,7 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert main(['demo', '--out', str(tmp_path / 'out'), '--data', str(tmp_path / 'data'), '--preset', 'micro', '--iterations', '2',
                  '--json']) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result['training']['iterations'] == 2 and 0 <= result['evaluation']['box_mAP'] <= 1
+    assert result['training']['iterations'] == 2 and result['data']['test'] == 12 and 0 <= result['evaluation']['box_mAP'] <= 1
     assert result['onnx']['max_error'] < 1e-5 and result['onnx']['input_size'] == [3, 128, 160]
     assert all((tmp_path / 'out' in p.parents and p.is_file()) for p in map(type(tmp_path), result['files'].values()))
 
@@ -179,7 +179,7 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
     _refuse_to_replace(tmp_path / 'out', False)  # another run may write there
 
     # what it wrote serves the other commands
-    scene, files = str(tmp_path / 'data' / 'detection' / 'val' / '000000.png'), result['files']
+    scene, files = str(tmp_path / 'data' / 'detection' / 'test' / '000000.png'), result['files']
     assert main(['predict', scene, '--config', files['config'], '--checkpoint', files['checkpoint'], '--out', str(tmp_path / 'a')]) == 0
     assert main(['predict', scene, '--onnx', files['ONNX'], '--out', str(tmp_path / 'b')]) == 0
     assert main(['convert', files['checkpoint'], '--model', 'svit_micro', '--features', '--out', str(tmp_path / 'x.safetensors')]) == 0

@@ -17,15 +17,18 @@ from vitzoo.datasets import digit_scenes as ds  # noqa: E402
 
 STANDARD = ds.PRESETS['standard']
 PILE = ds.resolve_preset('standard', height=60, width=60, min_side=60, max_side=60)  # every digit in the same place
-FEW = dict(det_train=3, seg_train=2, cls_train=10, val=10)
+FEW = dict(det_train=3, seg_train=2, cls_train=10, val=10, test=10)
 
 # Over pixels, labels, boxes and masks (`fingerprint`). A change of these numbers is a change of the data set: raise `VERSION` with it,
 # and measure again what was published on it.
 FROZEN = {
     'train': 'c7e7636db5b713053078f3e9108aeddc259a788989fa017d4572ea0faa1f2f83',
     'val': '9a5f1c75f8776ea9d45e3a958b402514787b1e43e421180bb8ce5afb899b0a86',
+    'test': '0517934ee6f35b7a1594c082c748ef1a5a7e3a33e5aaa517862809fa558acf8e',
 }
 FROZEN_WHOLE = '9feacb461c1ef0f7f87bd243cb91775e49a1a61de94ef2758cb816792a47381c'
+FROZEN_TEST = '44d12b7d236f8077110942acc3ac7f605341b45f825dccc8ad1da6892712efd9'
+FROZEN_HARD = '36b5837a5305d649c8269ff21fddeab646b671543575bda256d1514cca208b7c'
 
 
 def scenes(preset=STANDARD, seed=0, split='train', num=12):
@@ -56,8 +59,16 @@ def test_standard_is_frozen(split):
 
 def test_standard_has_the_published_numbers():
     expected = dict(height=128, width=160, min_digits=2, max_digits=5, min_side=28, max_side=60, field_height=9, field_width=11, noise=0.03,
-                    colour_distance=0.15, ink=0.4, min_visible=0.3, det_train=400, seg_train=3000, val=100)
+                    colour_distance=0.15, ink=0.4, min_visible=0.3, det_train=400, seg_train=3000, val=100, test=100)
     assert {name: getattr(STANDARD, name) for name in expected} == expected
+
+
+def test_hard_has_colours_over_the_whole_range():
+    some = scenes(ds.PRESETS['hard'])
+    assert ds.fingerprint(some) == FROZEN_HARD
+    colours = np.stack([scene.background for scene in some])
+    assert colours.min() == 0 and colours.max() == 255
+    assert ds.resolve_preset('hard', field_min=STANDARD.field_min, field_max=STANDARD.field_max) == STANDARD
 
 
 def test_the_seed_decides():
@@ -69,13 +80,15 @@ def test_the_seed_decides():
 
 def test_source_digits_are_disjoint_and_stratified():
     images, labels, split = ds.source_digits()
-    train, val = (np.concatenate(split[name]) for name in ds.SPLITS)
-    assert not set(train) & set(val) and len(train) + len(val) == len(labels) == 1797
+    train, val, test = (np.concatenate(split[name]) for name in ds.SPLITS)
+    assert not (set(train) & set(val) or set(train) & set(test) or set(val) & set(test))
+    assert len(train) + len(set(val)) + len(test) == len(labels) == 1797 and len(test) == len(set(test)) == 145
     for label in range(10):
-        assert set(labels[split['train'][label]]) == set(labels[split['val'][label]]) == {label}
-        assert len(split['val'][label]) == (labels == label).sum() // 5
-    # nor is a validation digit the same picture as a training digit
-    assert not {images[i].tobytes() for i in train} & {images[i].tobytes() for i in val}
+        assert {*labels[split['train'][label]], *labels[split['val'][label]], *labels[split['test'][label]]} == {label}
+        assert len(split['val'][label]) == (labels == label).sum() // 5 and len(split['test'][label]) >= 10
+    # nor is a digit of one split the same picture as one of another
+    pictures = [{images[i].tobytes() for i in indices} for indices in (train, val, test)]
+    assert len(set.union(*pictures)) == sum(map(len, pictures))
 
 
 @pytest.mark.parametrize('split', ds.SPLITS)
@@ -188,7 +201,7 @@ def test_upsampling_agrees_with_an_independent_bicubic():
 def test_detection_through_pycocotools(micro):
     COCO = pytest.importorskip('pycocotools.coco').COCO
     sources = {}
-    for split, num in ('train', 24), ('val', 12):
+    for split, num in ('train', 24), ('val', 12), ('test', 12):
         coco = COCO(micro.annotations(split))
         assert len(coco.imgs) == num == len(os.listdir(micro.images(split)))
         assert [coco.cats[i + 1]['name'] for i in range(10)] == list(ds.CLASSES)
@@ -202,7 +215,7 @@ def test_detection_through_pycocotools(micro):
                 assert (coco.annToMask(a) == mask).all() and a['area'] == mask.sum() and a['iscrowd'] == 0
         sources[split] = {a['source'] for a in coco.anns.values()}
         assert min(coco.anns) == 1
-    assert not sources['train'] & sources['val']
+    assert len(set.union(*sources.values())) == sum(map(len, sources.values()))
 
 
 def test_detection_through_pycocotools_evaluation(micro):
@@ -251,7 +264,7 @@ def test_segmentation_through_mmseg(micro):
 
 
 def test_segmentation_files(micro):
-    for split, num in ('train', 24), ('val', 12):
+    for split, num in ('train', 24), ('val', 12), ('test', 12):
         names = sorted(os.listdir(micro.seg_maps(split)))
         assert names == sorted(os.listdir(micro.seg_images(split))) == [f'{i:06d}.png' for i in range(num)]
         for index, name in enumerate(names):
@@ -354,6 +367,20 @@ def test_another_specification_replaces(tmp_path, change):
     assert data.status['detection'] == 'built (another preset, seed or version)' and data.manifest('detection')['fingerprint'] != first
 
 
+def test_a_folder_without_the_test_part_is_replaced(tmp_path, micro):
+    """As the first version wrote them."""
+    shutil.copytree(micro.root / 'detection', tmp_path / 'detection')
+    folder = tmp_path / 'detection'
+    shutil.rmtree(folder / 'test')
+    (folder / 'annotations' / 'det_test.json').unlink()
+    manifest = json.loads((folder / ds.MANIFEST).read_text())
+    del manifest['checksum'], manifest['objects']['test'], manifest['preset']['test']
+    manifest.update(version=1, files={name: about for name, about in manifest['files'].items() if 'test' not in name})
+    (folder / ds.MANIFEST).write_text(json.dumps({**manifest, 'checksum': ds.parts._checksum(manifest)}))
+    assert ds.build(tmp_path, 'micro', parts=['detection'], progress=False).status['detection'] == \
+        'built (another preset, seed or version)'
+
+
 def test_foreign_files_are_never_deleted(tmp_path):
     args = dict(preset='micro', parts=['detection'], progress=False, **FEW)
     data = ds.build(tmp_path, **args)
@@ -442,7 +469,7 @@ def test_what_a_killed_build_left_is_swept(tmp_path):
 
 
 @pytest.mark.parametrize('args, message', [
-    (dict(preset='huge'), r"preset 'huge' does not exist; expected one of \['micro', 'standard'\]"),
+    (dict(preset='huge'), r"preset 'huge' does not exist; expected one of \['hard', 'micro', 'standard'\]"),
     (dict(preset=3), 'preset 3'),
     (dict(size=3), "no 'size'; it has height"),
     (dict(seed=-1), 'seed -1'),
@@ -464,6 +491,7 @@ def test_what_a_killed_build_left_is_swept(tmp_path):
     (dict(field_min=0.6, field_max=0.4), 'field_min <= field_max'),
     (dict(min_visible=0), 'min_visible'),
     (dict(val=9), 'at least 10'),
+    (dict(test=9), 'at least 10'),
     (dict(det_train=0), 'at least 1'),
     (dict(root=''), "root ''"),
     (dict(root=None), 'root None'),
@@ -507,7 +535,7 @@ def test_preview(micro, tmp_path):
     with pytest.raises(ValueError, match='build the part detection'):
         ds.preview(tmp_path, tmp_path / 'x.png')
     with pytest.raises(ValueError, match='split'):
-        ds.preview(micro, tmp_path / 'x.png', split='test')
+        ds.preview(micro, tmp_path / 'x.png', split='dev')
     with pytest.raises(ValueError, match='num=0'):
         ds.preview(micro, tmp_path / 'x.png', num=0)
 
@@ -522,12 +550,14 @@ def test_preview_of_damaged_annotations(micro, tmp_path, annotations):
 
 
 def test_command(tmp_path, capsys):
-    args = ['--out', str(tmp_path / 'd'), '--preset', 'micro', '--seed', '5', '--parts', 'detection', '--set', 'det_train=2', 'val=10']
+    args = ['--out', str(tmp_path / 'd'), '--preset', 'micro', '--seed', '5', '--parts', 'detection', '--set', 'det_train=2', 'val=10',
+            'test=10']
     assert ds.main([*args, '--json', '--preview', str(tmp_path / 'p.png')]) == 0
     result = json.loads(capsys.readouterr().out)
     part = result['parts']['detection']
-    assert part['status'] == 'built (not there)' and part['files'] == 14 and (tmp_path / 'p.png').is_file()
-    expected = [ds.make_scene(ds.PRESETS['micro'], 5, split, i) for split, num in (('train', 2), ('val', 10)) for i in range(num)]
+    assert part['status'] == 'built (not there)' and part['files'] == 25 and (tmp_path / 'p.png').is_file()
+    jobs = [(split, i) for split, num in (('train', 2), ('val', 10), ('test', 10)) for i in range(num)]
+    expected = [ds.make_scene(ds.PRESETS['micro'], 5, *job) for job in jobs]
     assert part['fingerprint'] == ds.fingerprint(expected)
     assert ds.main(args) == 0
     assert 'reused' in capsys.readouterr().out
@@ -557,3 +587,11 @@ def test_command_as_a_module(monkeypatch):
 def test_the_whole_of_standard_is_frozen():
     jobs = [('train', i) for i in range(STANDARD.seg_train)] + [('val', i) for i in range(STANDARD.val)]
     assert ds.fingerprint(ds.make_scene(STANDARD, 0, *job) for job in jobs) == FROZEN_WHOLE
+    assert ds.fingerprint(scenes(split='test', num=STANDARD.test)) == FROZEN_TEST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(3))
+def test_every_digit_of_hard_finds_a_colour(seed):
+    for split, num in ('train', 3000), ('val', 100), ('test', 100):
+        assert len(scenes(ds.PRESETS['hard'], seed, split, num)) == num

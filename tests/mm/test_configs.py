@@ -1,6 +1,7 @@
 import copy
 import functools
 import importlib.util
+import json
 import re
 import runpy
 from contextlib import nullcontext
@@ -303,6 +304,17 @@ def test_published_numbers_carry_a_source(file):
         for result in entry.get('Results', []):
             assert list(result['Metrics']) == [metrics[result['Task']]]
             assert result['Dataset'].lower() == entry['Name'].split('_')[-1] and all(30 < x < 60 for x in result['Metrics'].values())
+
+
+@pytest.mark.parametrize('name', ['detection/mask-rcnn_svit_micro_digits', 'detection/retinanet_svit_micro_digits',
+                                  'segmentation/fpn_svit_micro_digits', 'classification/svit_micro_digits'])
+def test_digits_are_validated_and_tested_on_parts_of_their_own(name):
+    """The two differ in the part alone."""
+    cfg = parse(name)
+    for what in 'dataloader', 'evaluator':
+        val, test = (json.dumps(cfg[f'{split}_{what}'].to_dict(), sort_keys=True) for split in ('val', 'test'))
+        assert re.sub(r'\bval(?=["/])|(?<=det_)val', 'test', val) == test and 'train' not in test
+        assert (val != test) == (what == 'dataloader' or 'detection' in name)
 
 
 def test_digit_classes():

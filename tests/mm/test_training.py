@@ -213,7 +213,8 @@ def test_killed_training_resumes(run, tmp_path, config):
         return
 
     tested = run(sys.executable, ROOT / 'tools' / 'test.py', config_path(config), tmp_path / 'parts' / 'iter_9.pth',
-                 '--work-dir', tmp_path / 'test')
+                 '--work-dir', tmp_path / 'test', '--cfg-options', 'test_dataloader.dataset.data_prefix.img_path=img_dir/val',
+                 'test_dataloader.dataset.data_prefix.seg_map_path=ann_dir/val')  # of which the training told
     assert tested.returncode == 0, tested.stderr
     assert f"mIoU: {got['val']['mIoU']:.4f}" in tested.stdout + tested.stderr
 

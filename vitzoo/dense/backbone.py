@@ -20,6 +20,7 @@ from vitzoo.weights import LoadReport, load_checkpoint
 from vitzoo.weights.names import unwrapped
 
 from .pyramid import SimpleFeaturePyramid
+from .recover import make_recover_layer, recovered_map
 
 STRIDES = (4, 8, 16, 32)
 
@@ -40,18 +41,21 @@ class DenseBackbone(nn.Module):
         with_cp: recompute activations in the backward pass to save memory.
         reduction: `dict(method='expedite', ...)`, the method and options of `vitzoo.reduce_tokens`: a vision transformer of timm's drops or
             merges tokens on their way and restores its last map to the full grid. What a method learns is never frozen.
+        recover: how a columnar model that dropped or merged tokens comes back to the full grid: 'method' for its own way; 'nearest' for the
+            features of the nearest token, at any size; 'learnt' for queries that are learnt for each position and attend to the tokens, at
+            the model's `img_size` alone (`vitzoo.dense.recover`).
         model_kwargs: go to the model (`in_chans`, `drop_path_rate`, ...).
 
     Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
     are cropped. A columnar model (ViT, STViT-DeiT, LookupViT), whose maps have one stride, gives its last one, recovered to the full
     grid where it dropped tokens, and a `SimpleFeaturePyramid` makes the levels of it.
 
-    Attributes: `body` (the feature model), `pyramid` (None for a hierarchical model), `out_indices`, `out_channels` and `strides` (one
-    entry a map).
+    Attributes: `body` (the feature model), `recover_layer` (None for the model's own way), `pyramid` (None for a hierarchical
+    model), `out_indices`, `out_channels` and `strides` (one entry a map).
 
     Raises:
-        ValueError: an argument out of range; a model without the levels asked for, or whose tokens cannot be reduced; an image of another
-            form, or of another size where the model knows only one.
+        ValueError: an argument out of range; a model without the levels asked for, whose tokens cannot be reduced, or that has nothing to
+            recover; an image of another form, or of another size where the model, or what it learnt to recover, knows only one.
         TypeError: an argument that the model, or an option that the reduction method, does not have.
     """
 
@@ -68,6 +72,7 @@ class DenseBackbone(nn.Module):
             norm_eval: bool = False,
             with_cp: bool = False,
             reduction: dict | None = None,
+            recover: str = 'method',
             **model_kwargs,
     ):
         super().__init__()
@@ -75,18 +80,23 @@ class DenseBackbone(nn.Module):
 
         probe, model_kwargs, self.fixed_size = _probe(model_name, model_kwargs)
         if reduction is not None:  # refused, if so, before anything is built or downloaded
-            _reduce(model_name, _inner(probe), reduction)
+            _reduce(model_name, _inner(probe), reduction, recover)
+        with torch.device('meta'):
+            make_recover_layer(recover, model_name, _inner(probe))
+        if recover != 'method' and getattr(_inner(probe), 'recover', None) is not None:
+            model_kwargs['recover'] = False  # its own would idle
         infos, grid_stride = list(probe.feature_info.info), _grid_stride(model_name, probe)
         _check_frozen_stages(frozen_stages, out_indices, bool(grid_stride))
         levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices)
         self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
         frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
         if reduction is not None:
-            _reduce(model_name, self.model, reduction)
+            _reduce(model_name, self.model, reduction, recover)
 
         self.model_name = model_name
         self.out_indices = out_indices
         self.strides = tuple(STRIDES[i] for i in out_indices)
+        self.recover_layer = make_recover_layer(recover, model_name, self.model)
         self.pyramid = SimpleFeaturePyramid(*self.body.feature_info.channels(), grid_stride, self.strides) if grid_stride else None
         self.out_channels = tuple(self.pyramid.out_channels if grid_stride else self.body.feature_info.channels())
         self.in_chans = model_kwargs.get('in_chans', self.body.pretrained_cfg['input_size'][0])
@@ -138,7 +148,7 @@ class DenseBackbone(nn.Module):
         if self.fixed_size and x.shape[-2:] != self.fixed_size:
             raise ValueError(f'{self.model_name} takes images of {self.fixed_size[0]}x{self.fixed_size[1]} alone, got {height}x{width}; '
                              'build it with another img_size, if it has that argument, or choose a model that takes any size')
-        maps = self.body(x)
+        maps = self.body(x) if self.recover_layer is None else [recovered_map(self.recover_layer, self.model.forward_kept(x))]
         if self.pyramid is not None:
             maps = self.pyramid(maps[0], (height, width))
         elif self.multiple > 1:
@@ -225,16 +235,16 @@ def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[
     return body, kwargs, None
 
 
-def _reduce(model_name: str, model: nn.Module, reduction: dict) -> None:
+def _reduce(model_name: str, model: nn.Module, reduction: dict, recover: str) -> None:
     if 'method' not in reduction:
         raise ValueError(f"reduction={show(reduction)}: expected a dict with the name of a method, such as dict(method='expedite')")
     try:
         reduce_tokens(model, **reduction)
     except ValueError as e:
         raise ValueError(f'reduction={show(reduction)} of {model_name}: {e}') from None
-    if not model.reduction.full_grid:
+    if not model.reduction.full_grid and recover == 'method':
         raise ValueError(f'reduction={show(reduction)} leaves the maps at a coarser grid, and the pyramid is made of the full one; choose '
-                         'options that restore it')
+                         "options that restore it, or recover='nearest' or 'learnt'")
 
 
 def _grid_stride(model_name: str, body: nn.Module) -> int | None:

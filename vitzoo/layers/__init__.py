@@ -25,6 +25,7 @@ from .fold import fold_norm_and_bias as fold_norm_and_bias
 from .fold import fold_norm_before as fold_norm_before
 from .heads import join_heads as join_heads
 from .heads import split_heads as split_heads
+from .kept import Kept as Kept
 from .nhwc import channels_last as channels_last
 from .nhwc import no_conv as no_conv
 from .nhwc import on_nchw as on_nchw

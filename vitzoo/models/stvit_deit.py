@@ -26,6 +26,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from ..arguments import MOST_PIXELS, check_range, check_types
 from ..layers import (
     MOST_BLOCKS,
+    Kept,
     attend,
     check_heads,
     check_image,
@@ -395,6 +396,11 @@ class STViTDeiT(Columnar, VisionTransformer):
         if self.recover is not None:
             return self.recover(image, semantic)
         return semantic.index_select(1, window_of_position(*size, *self.grid, like=semantic))
+
+    def forward_kept(self, x: torch.Tensor) -> Kept:
+        """Images (B, C, H, W) -> the semantic tokens behind the last block, and the pooling window of each position: for recover layers."""
+        image, size, semantic = self.forward_blocks(x)
+        return Kept(semantic, size, lambda: window_of_position(*size, *self.grid, like=semantic).expand(image.shape[0], -1))
 
     def to_tokens(self, state: Tokens) -> torch.Tensor:
         """The semantic tokens (B, M, C) after the final norm; the image tokens, where blocks end before there are any."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..arguments import check_types, show
-from ..layers import check_choice, check_image, check_indices, precision_of, recording, specialize_size
+from ..layers import Kept, check_choice, check_image, check_indices, precision_of, recording, specialize_size
 from ..weights.names import unwrapped
 from .method import Method, Tokens
 from .methods import METHODS
@@ -49,6 +49,14 @@ class Reduced:
         for i in range(len(self.blocks)):
             tokens = run_block(self, self.reduction, i, tokens)
         return tokens
+
+    def forward_kept(self, x: Tensor) -> Kept:
+        """Images (B, C, H, W) -> the patch tokens behind the last block as they are, and where each patch went: for recover layers."""
+        if not x.shape[0]:
+            kept = self.forward_kept(x.new_zeros(1, *x.shape[1:]))
+            return Kept(kept.tokens[:0], kept.grid, lambda: kept.labels()[:0])
+        tokens = self.forward_tokens(x)
+        return Kept(tokens.patches, tokens.grid, lambda: self.reduction.labels(tokens))
 
     @_of_any_batch
     def forward_intermediates(

@@ -14,8 +14,9 @@ from .files import StateDict
 from .names import clean_names, own_state, unique
 from .words import shown
 
-# What a DenseBackbone has beside its model: output norms, named as published dense backbones name theirs, and a columnar model's pyramid.
-BESIDE_MODEL = re.compile(r'^(norm\d|pyramid)\.')
+# What a DenseBackbone has beside its model: output norms, named as published dense backbones name theirs, and a columnar model's
+# pyramid and recover layer.
+BESIDE_MODEL = re.compile(r'^(norm\d|pyramid|recover_layer)\.')
 
 
 @dataclass

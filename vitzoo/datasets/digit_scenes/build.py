@@ -23,7 +23,7 @@ from vitzoo_runtime.terminal import LONGEST, command, printable
 from .parts import MANIFEST, PARTS, WRITERS, Detection, Part
 from .scenes import CLASSES, PRESETS, SEG_CLASSES, SEG_PALETTE, SPLITS, Preset, make_scene, resolve_preset, scene_bytes, source_digits
 
-VERSION = 1  # of what is written; a folder with another version is rebuilt
+VERSION = 2  # of what is written; a folder with another version is rebuilt
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def _flaw(folder: Path, specification: dict, part: type[Part]) -> str | None:
     files = manifest['files']
     if {key: manifest.get(key) for key in specification} != specification:
         return 'another preset, seed or version'
+    if {*manifest['objects']} != {*SPLITS}:
+        return f'{MANIFEST} is damaged'
     extra = next((name for name in _names(folder) if name not in files and part.is_extra(name)), None)
     if extra:
         return f'{printable(extra)} does not belong there'
@@ -177,14 +179,15 @@ def _build(root: Path, preset: Preset, seed: int, names: list[str], specificatio
     _sweep(root)
     parts = [WRITERS[name](root / f'.building-{name}-{uuid4().hex[:12]}') for name in names]
     num_train = {part.name: part.num_train(preset) for part in parts}
-    jobs = [('train', index) for index in range(max(num_train.values()))] + [('val', index) for index in range(preset.val)]
+    numbers = {'train': max(num_train.values()), 'val': preset.val, 'test': preset.test}
+    jobs = [(split, index) for split, number in numbers.items() for index in range(number)]
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     try:
         with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
             for split, index in bar.track(jobs, description='digit scenes'):
                 scene = make_scene(preset, seed, split, index)
                 for part in parts:
-                    if split == 'val' or index < num_train[part.name]:
+                    if split != 'train' or index < num_train[part.name]:
                         part.add(preset, split, index, scene)
                         part.digest.update(scene_bytes(scene))
         for part in parts:
@@ -300,10 +303,10 @@ def _main(argv: Sequence[str] | None) -> int:
     from rich.console import Console
     from rich.table import Table
     table = Table(title=f'digit scenes in {data.root}, {seconds:.1f} s', title_justify='left')
-    for column in 'part', 'status', 'digits train + val', 'files', 'MB':
+    for column in 'part', 'status', f'digits {" + ".join(SPLITS)}', 'files', 'MB':
         table.add_column(column, justify='left' if column in ('part', 'status') else 'right')
     for name, part in parts.items():
-        table.add_row(name, part['status'], f'{part["objects"]["train"]} + {part["objects"]["val"]}', str(part['files']),
+        table.add_row(name, part['status'], ' + '.join(str(part["objects"][split]) for split in SPLITS), str(part['files']),
                       f'{part["bytes"] / 1e6:.1f}')
     Console().print(table)
     return 0

@@ -17,6 +17,8 @@ IMG_SUFFIX = SEG_MAP_SUFFIX = '.png'
 MANIFEST = 'manifest.json'
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')  # what torchvision's ImageFolder takes
 
+_SPLIT = '|'.join(SPLITS)
+
 
 class Part:
     """One part on its way to disk: everything goes into `folder`, the manifest last.
@@ -76,7 +78,7 @@ class Part:
             manifest = json.loads(path.read_text(encoding='utf-8'))
             whole = manifest.pop('checksum') == _checksum(manifest)
             files, objects = manifest['files'], manifest['objects']
-            whole = whole and all(cls.writes(name) and len(about) == 2 for name, about in files.items()) and {*objects} == {*SPLITS} \
+            whole = whole and all(cls.writes(name) and len(about) == 2 for name, about in files.items()) and {*objects} <= {*SPLITS} \
                 and all(type(number) is int for number in (*objects.values(), *(n for about in files.values() for n in about))) \
                 and isinstance(manifest['fingerprint'], str)
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
@@ -92,7 +94,7 @@ def _checksum(manifest: dict) -> int:
 
 class Detection(Part):
     name = 'detection'
-    pattern = r'(train|val)/\d{6}\.png|annotations/det_(train|val)\.json'
+    pattern = rf'({_SPLIT})/\d{{6}}\.png|annotations/det_({_SPLIT})\.json'
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -125,7 +127,7 @@ class Detection(Part):
 
 class Segmentation(Part):
     name = 'segmentation'
-    pattern = r'(img_dir|ann_dir)/(train|val)/\d{6}\.png'
+    pattern = rf'(img_dir|ann_dir)/({_SPLIT})/\d{{6}}\.png'
     scanned = '(img_dir|ann_dir)/'
 
     @staticmethod
@@ -140,8 +142,8 @@ class Segmentation(Part):
 
 class Classification(Part):
     name = 'classification'
-    pattern = r'(train|val)/\d/\d{6}_\d+\.png'
-    scanned = '(train|val)/'
+    pattern = rf'({_SPLIT})/\d/\d{{6}}_\d+\.png'
+    scanned = f'({_SPLIT})/'
 
     @staticmethod
     def num_train(preset):

@@ -12,16 +12,26 @@ CLASSES = tuple(f'digit {d}' for d in range(10))
 SEG_CLASSES = ('background', *CLASSES)
 SEG_PALETTE = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [67, 99, 216], [245, 130, 49], [145, 30, 180], [70, 240, 240],
                [240, 50, 230], [188, 246, 12], [250, 190, 190]]
-SPLITS = ('train', 'val')
+SPLITS = ('train', 'val', 'test')
+# The digits of `test`: those of the fifth kept from training that the 100 validation scenes of `standard`, seed 0, do not draw, so that
+# these scenes are what they were before there was a third split.
+TEST_SOURCES = (
+    3, 55, 60, 65, 66, 72, 93, 112, 114, 115, 133, 153, 154, 163, 169, 182, 192, 201, 217, 256, 260, 261, 262, 272, 297, 316, 317,
+    352, 355, 429, 431, 447, 455, 457, 471, 480, 485, 486, 495, 507, 508, 518, 537, 543, 549, 552, 558, 561, 570, 577, 585, 588, 589,
+    591, 594, 600, 601, 613, 622, 625, 626, 632, 640, 655, 658, 685, 686, 692, 740, 763, 791, 796, 801, 803, 804, 826, 851, 858, 868,
+    871, 879, 889, 895, 913, 920, 921, 942, 947, 952, 956, 971, 983, 1028, 1033, 1040, 1043, 1097, 1106, 1126, 1128, 1143, 1144, 1179,
+    1181, 1197, 1225, 1256, 1257, 1260, 1266, 1283, 1291, 1300, 1303, 1307, 1309, 1311, 1326, 1337, 1346, 1357, 1378, 1399, 1408,
+    1412, 1452, 1468, 1475, 1492, 1553, 1571, 1583, 1598, 1622, 1659, 1663, 1684, 1694, 1697, 1708, 1729, 1737, 1751, 1762, 1782)
 
 
 @dataclass(frozen=True)
 class Preset:
     """What the scenes look like and how many there are. Lengths in pixels, colours and ink in 0..1, limits inclusive.
 
-    det_train, seg_train, cls_train: scenes that each part takes from the training split; val: validation scenes of every part.
+    det_train, seg_train, cls_train: scenes that each part takes from the training split; val, test: scenes of those splits in every part.
     The background is a field of uniform random colours in field_min..field_max, upsampled, plus normal noise of standard deviation `noise`.
-    Its range sets the difficulty; that of `standard` was narrowed until small models learn it from scratch in minutes on a CPU.
+    Its range sets the difficulty; that of `standard` was narrowed until small models learn it from scratch in minutes on a CPU, that of
+    `hard` is the whole one.
     A digit's mask is where its ink exceeds `ink`; its opacity rises from 0 to 1 over a range of `edge` around that, so that the edge of the
     mask is where digit and background mix half and half.
     min_visible: a digit of which a smaller share of the mask is visible is left out of the scene altogether, neither drawn nor annotated.
@@ -48,6 +58,7 @@ class Preset:
     seg_train: int = 3000
     cls_train: int = 3000
     val: int = 100
+    test: int = 100
 
     def __post_init__(self):
         for field in fields(self):
@@ -69,8 +80,8 @@ class Preset:
             ('min_visible and crop_visible above 0, up to 1', 0 < self.min_visible <= 1 and 0 < self.crop_visible <= 1),
             ('crop_margin in 0..1', 0 <= self.crop_margin <= 1),
             ('det_train and seg_train at least 1', min(self.det_train, self.seg_train) >= 1),
-            ('cls_train and val at least 10, so that every class occurs', min(self.cls_train, self.val) >= 10),
-            ('at most 999999 scenes', max(self.det_train, self.seg_train, self.cls_train, self.val) <= 999_999),
+            ('cls_train, val and test at least 10, so that every class occurs', min(self.cls_train, self.val, self.test) >= 10),
+            ('at most 999999 scenes', max(self.det_train, self.seg_train, self.cls_train, self.val, self.test) <= 999_999),
         ):
             if not ok:
                 raise ValueError(f'expected {what}, got {self}')
@@ -78,7 +89,8 @@ class Preset:
 
 PRESETS = {
     'standard': Preset(),
-    'micro': Preset(det_train=24, seg_train=24, cls_train=24, val=12),
+    'hard': Preset(field_min=0, field_max=1),
+    'micro': Preset(det_train=24, seg_train=24, cls_train=24, val=12, test=12),
 }
 
 
@@ -100,16 +112,21 @@ def resolve_preset(preset: str | Preset, **overrides) -> Preset:
 def source_digits() -> tuple[np.ndarray, np.ndarray, dict[str, list[np.ndarray]]]:
     """Images (1797, 8, 8) in 0..16, labels (1797,), and for each split the indices of its digits, one array a class.
 
-    The split is fixed, not drawn from the seed of a data set: data sets of different seeds may be mixed without a leak.
+    The split is fixed, not drawn from the seed of a data set: data sets of different seeds may be mixed without a leak. In `val` another
+    of its digits stands in the place of each that is in `test`, so some are there twice, and a draw by place gives what it gave before.
     """
     digits = require('sklearn.datasets', 'viz').load_digits()
     rng = np.random.RandomState(0)
-    split = {'train': [], 'val': []}
+    split = {name: [] for name in SPLITS}
     for label in range(10):
         order = rng.permutation(np.flatnonzero(digits.target == label))
         num_val = len(order) // 5
-        split['val'].append(np.sort(order[:num_val]))
         split['train'].append(np.sort(order[num_val:]))
+        held_out = np.sort(order[:num_val])
+        is_test = np.isin(held_out, TEST_SOURCES)
+        split['test'].append(held_out[is_test])
+        held_out[is_test] = np.resize(held_out[~is_test], is_test.sum())
+        split['val'].append(held_out)
     return digits.images, digits.target, split
 
 

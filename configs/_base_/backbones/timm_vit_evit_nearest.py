@@ -1,0 +1,3 @@
+# The same; back on the grid each position takes the features of the nearest token.
+_base_ = './timm_vit_evit.py'
+detection = segmentation = dict(recover='nearest')
