@@ -29,7 +29,8 @@ def test_pools_the_patches_in_front_of_norm1():
             plain = TokenAwarePooling(model.embed_dim).eval()
             plain.load_state_dict(tap.state_dict())
             y = torch.cat([x[:, :P], plain(x[:, P:].unflatten(1, (6, 10))).flatten(1, 2)], dim=1)
-        x = x + block.ls1(block.attn(torch.nn.functional.layer_norm(y, y.shape[-1:], block.norm1.weight, block.norm1.bias, block.norm1.eps)))
+        norm = block.norm1
+        x = x + block.ls1(block.attn(torch.nn.functional.layer_norm(y, y.shape[-1:], norm.weight, norm.bias, norm.eps)))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     torch.testing.assert_close(model.forward_features(image), model.norm(x))
     assert [hasattr(block.norm1, 'tap') for block in model.blocks] == [True, *[False] * (len(model.blocks) - 2), True]

@@ -27,8 +27,8 @@ class TokenPooling(TokenAwarePooling):
         prefix, patches = x[:, :self.num_prefix], x[:, self.num_prefix:]
         height, width = self.grid.size
         if patches.shape[1] != height * width:
-            raise ValueError(f'{patches.shape[1]} patches on a grid of {height}x{width}: token-aware pooling needs all patches of the image; '
-                             'it does not go with token reduction or patch_drop_rate.')
+            raise ValueError(f'{patches.shape[1]} patches on a grid of {height}x{width}: token-aware pooling needs all patches of the '
+                             'image; it does not go with token reduction or patch_drop_rate.')
         pooled = super().forward(patches.unflatten(1, (height, width))).flatten(1, 2)
         return torch.cat([prefix, pooled], dim=1)
 
@@ -62,8 +62,8 @@ def wrap_tap(model: nn.Module, num_scales: int = 4, blocks: Sequence[int] | None
             that has it already.
     """
     if not isinstance(model, (VisionTransformer, Eva)):
-        raise ValueError(f"model is a {type(model).__name__}: expected timm's VisionTransformer or Eva; put TokenAwarePooling into a model of "
-                         'your own in front of the norm of its attention.')
+        raise ValueError(f"model is a {type(model).__name__}: expected timm's VisionTransformer or Eva; put TokenAwarePooling into a model "
+                         'of your own, in front of the norm of its attention.')
     chosen = [model.blocks[i] for i in check_indices('blocks', None if blocks is None else list(blocks), len(model.blocks))]
     for block in chosen:
         if not isinstance(block, (Block, EvaBlock)):
