@@ -191,8 +191,8 @@ def test_unknown_names():
 
 
 def test_missing_strides_are_named():
-    with pytest.raises(ValueError, match=r'strides \[12, 17\]'):
-        DenseBackbone('crossvit_tiny_240', (2,))
+    with pytest.raises(ValueError, match=r'strides \[16, 32, 64\]'):
+        DenseBackbone('levit_128s', (1,))
     with pytest.raises(ValueError, match='patch_size=16'):
         DenseBackbone('vit_small_patch14_dinov2')
     assert DenseBackbone('vit_small_patch14_dinov2', (0, 2), patch_size=16).out_channels == (96, 384)
@@ -228,6 +228,28 @@ def test_levels_of_a_finer_grid():
         levels = model(image(99, 130))
     assert [m.shape[2:] for m in levels] == [(25, 33), (13, 17), (7, 9), (4, 5)]
     torch.testing.assert_close(levels[3][0, :, 3, 4], levels[1][0, :, 12:, 16:].amax((1, 2)))
+
+
+@pytest.mark.parametrize('options', [{}, dict(img_size=480)])
+def test_model_that_rescales_its_input_is_refused(options):
+    """CrossViT takes any image, and gives the maps of the one it was built for."""
+    with pytest.raises(ValueError, match=f'rescales each image to {options.get("img_size", 240)}x'):
+        DenseBackbone('crossvit_tiny_240', **options)
+
+
+@torch.inference_mode()
+def test_poolformer():
+    """timm's own maps, at an image size that divides by nothing."""
+    model, x = DenseBackbone('poolformer_s12').eval(), image(99, 130)
+    assert model.out_channels == (64, 128, 320, 512)
+    maps = model(x)
+    assert [m.shape[2:] for m in maps] == [(25, 33), (13, 17), (7, 9), (4, 5)]
+    padded = torch.nn.functional.pad(x, (0, 30, 0, 29))
+    plain = timm.create_model('poolformer_s12', features_only=True).eval()
+    plain.load_state_dict({key.replace('stages.', 'stages_'): value for key, value in model.model.state_dict().items()
+                           if key.replace('stages.', 'stages_') in plain.state_dict()})
+    for found, expected in zip(maps, plain(padded), strict=True):
+        torch.testing.assert_close(found, expected[:, :, :found.shape[2], :found.shape[3]])
 
 
 def test_model_of_one_size():

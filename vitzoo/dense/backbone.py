@@ -218,10 +218,14 @@ def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[
             continue
     in_chans, *size = body.pretrained_cfg['input_size']
     size = to_2tuple(kwargs.get('img_size') or size)
+    image = torch.empty(1, kwargs.get('in_chans', in_chans), *size, device='meta')
     try:  # some that are said to have a fixed size take others
-        body(torch.empty(1, kwargs.get('in_chans', in_chans), 2 * size[0], 3 * size[1], device='meta'))
+        larger = body(image.repeat(1, 1, 2, 3))
     except (AssertionError, RuntimeError):
         return body, kwargs, size
+    if larger[-1].shape == body(image)[-1].shape:
+        raise ValueError(f'{model_name} rescales each image to {size[0]}x{size[1]} inside, so that its maps have the size of that image and '
+                         'not of the one it is given; it classifies, and cannot serve as a dense backbone. Choose a model that takes any size')
     return body, kwargs, None
 
 
