@@ -224,8 +224,8 @@ def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[
     except (AssertionError, RuntimeError):
         return body, kwargs, size
     if larger[-1].shape == body(image)[-1].shape:
-        raise ValueError(f'{model_name} rescales each image to {size[0]}x{size[1]} inside, so that its maps have the size of that image and '
-                         'not of the one it is given; it classifies, and cannot serve as a dense backbone. Choose a model that takes any size')
+        raise ValueError(f'{model_name} rescales each image to {size[0]}x{size[1]} inside, so that its maps do not grow with the image: it '
+                         'classifies, and cannot serve as a dense backbone; choose a model that takes any size')
     return body, kwargs, None
 
 
