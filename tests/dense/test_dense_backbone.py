@@ -191,8 +191,8 @@ def test_unknown_names():
 
 
 def test_missing_strides_are_named():
-    with pytest.raises(ValueError, match=r'strides \[16, 32, 64\]'):
-        DenseBackbone('levit_128s', (1,))
+    with pytest.raises(ValueError, match=r'strides \[7, 14\]'):
+        DenseBackbone('sequencer2d_s', (2,))
     with pytest.raises(ValueError, match='patch_size=16'):
         DenseBackbone('vit_small_patch14_dinov2')
     assert DenseBackbone('vit_small_patch14_dinov2', (0, 2), patch_size=16).out_channels == (96, 384)
@@ -218,6 +218,31 @@ def test_semantic_tokens_are_recovered_to_the_image():
         grid, = model(image(224, 224))
     assert model.model.recover is not None
     assert len(grid[0].flatten(1).T.unique(dim=0)) == 14 * 14
+
+
+@pytest.mark.parametrize('name', ['dualtoken_vit_micro', 'visformer_tiny'])
+@torch.inference_mode()
+def test_levels_finer_than_the_finest_map(name):
+    """Made of that map by a transposed convolution; the others are the model's own, and nothing is built for levels that nobody wants."""
+    size = (224, 224) if name == 'visformer_tiny' else (99, 130)
+    x, model, own = image(*size), DenseBackbone(name).eval(), DenseBackbone(name, (1, 2, 3)).eval()
+    assert own.pyramid is None and own.strides == (8, 16, 32)
+    assert model.strides == (4, 8, 16, 32) and model.out_channels == (own.out_channels[0] // 2, *own.out_channels)
+    own.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith('pyramid.')})
+    first, *others = model(x)
+    assert first.shape[2:] == tuple(-(-n // 4) for n in size)
+    torch.testing.assert_close(others, own(x))
+    alone = DenseBackbone(name, (0, 2)).eval()
+    alone.load_state_dict({key: value for key, value in model.state_dict().items() if key in alone.state_dict()})
+    torch.testing.assert_close(alone(x), [first, others[1]])
+
+
+def test_frozen_stages_of_a_model_that_begins_at_stride_8():
+    def frozen(stages):
+        model = DenseBackbone('dualtoken_vit_micro', frozen_stages=stages)
+        return {name.removeprefix('body.model.').split('.blocks')[0].split('.downs')[0] for name, p in model.named_parameters()
+                if not p.requires_grad} & {'stages.0', 'stages.1', 'stages.2', 'tokens'}
+    assert frozen(0) == frozen(1) == {'tokens'} and frozen(2) == {'tokens', 'stages.0'} and frozen(3) == {'tokens', 'stages.0', 'stages.1'}
 
 
 def test_levels_of_a_finer_grid():

@@ -30,9 +30,12 @@ from ..layers import (
     fold_layer_scale,
     join_heads,
     on_nchw,
+    record,
+    recording,
     resize_tokens,
     split_heads,
 )
+from ..weights.layout import Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical
 
@@ -70,6 +73,11 @@ class Attention(nn.Module):
         k, v = self.kv(tokens).chunk(2, dim=-1)
         q, k, v = (split_heads(y, self.num_heads) for y in (self.q(x), k, v))
         return self.proj(join_heads(self.sdp_attn(q, k, v)))
+
+    def strongest(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The token that each query looks at most, mean over heads, int64 (B, Q)."""
+        q, k = (split_heads(y, self.num_heads) for y in (self.q(x), self.kv(tokens).chunk(2, dim=-1)[0]))
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).mean(1).argmax(-1)
 
 
 class ConvEncoder(nn.Module):
@@ -192,7 +200,10 @@ class Block(nn.Module):
         seen = self.norm1(self.downsample(x))
         image, before = self.fusion.unbind()
         tokens = image * self.aggregate(seen, seen) + before * self.token_mlp(tokens)
-        spread = self.broadcast(x.flatten(1, 2), tokens).reshape(x.shape)
+        pixels = x.flatten(1, 2)
+        if recording():
+            record(self, 'global tokens', self.broadcast.strongest(pixels, tokens).view(x.shape[:3]), tokens.shape[1])
+        spread = self.broadcast(pixels, tokens).reshape(x.shape)
         x = self.drop_path(spread) + x
         return self.drop_path(self.mlp(self.norm2(x))) + x, tokens
 
@@ -290,6 +301,14 @@ class Neck(nn.Module):
         return self.act(self.norm2(self.fc(self.norm(x))))
 
 
+# Nothing was published; other families know a file in our names by this.
+OWN = Layout(
+    name='a DualToken-ViT checkpoint: use dualtoken_vit_tiny or dualtoken_vit_small',
+    marker=r'(?!)',  # no name
+    own_marker=r'^stages\.\d\.blocks\.\d+\.fusion$',
+)
+
+
 class DualTokenViT(Hierarchical):
     """Vision transformer with dual token fusion, reconstructed (https://arxiv.org/abs/2309.12424).
 
@@ -308,7 +327,7 @@ class DualTokenViT(Hierarchical):
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = ()  # nothing was published
+    layouts = (OWN,)
     final = 'neck'
     exportable_dynamic_size = 'its maps are resampled to the grid of global tokens by tables for one size'  # read by vitzoo.export
 
