@@ -1,5 +1,5 @@
-# Mask R-CNN with timm's PoolFormer-S12 on COCO, 1x. Optimizer and warm-up as in detection/configs/mask_rcnn_poolformer_s12_fpn_1x_coco.py of
-# sail-sg/poolformer, which took them from PVT: AdamW, 2e-4, weight decay 1e-4 on all parameters.
+# Mask R-CNN with timm's PoolFormer-S12 on COCO, 1x. Optimizer and warm-up as in detection/configs/mask_rcnn_poolformer_s12_fpn_1x_coco.py
+# of sail-sg/poolformer, which took them from PVT: AdamW, 2e-4, weight decay 1e-4 on all parameters.
 _base_ = ['../_base_/mask-rcnn_1x_coco.py', '../_base_/backbones/poolformer_s12.py']
 model = dict(backbone=_base_.detection, neck=dict(in_channels=_base_.channels))
 optim_wrapper = dict(
