@@ -25,7 +25,7 @@ class TokenMap(NamedTuple):
     - 'counts': how many of `total` look at a position.
     """
     layer: str  # the module, as in `named_modules`
-    what: str  # 'windows', 'super tokens', 'semantic tokens', 'compressed tokens', 'tokens', 'regions', 'queries'
+    what: str  # 'windows', 'super tokens', 'semantic tokens', 'compressed tokens', 'global tokens', 'tokens', 'regions', 'queries'
     kind: str
     labels: Tensor  # int64 (h, w), on the CPU
     total: int
@@ -44,6 +44,7 @@ def token_map(model: nn.Module, image: Tensor) -> list[TokenMap]:
     | STViT | recovery | the semantic token that a position looks at most |
     | STViT-DeiT | pooling | windows |
     | LookupViT | blocks | the compressed token that looks at a position most |
+    | DualToken-ViT | blocks | the global token that a position looks at most |
     | with reduced tokens | blocks | the token that a patch is part of behind the block, -1 for none |
     | by Sparsifiner | attention | how many queries of all patches and heads see a patch (counts) |
 

@@ -72,8 +72,9 @@ def test_a_foreign_table_is_refused(tmp_path):
 
 def test_select():
     everything = plan.select()
-    assert len(everything) == len(set(everything)) == 7 * 3 * 3
-    assert {seed for _, _, seed in everything[:21]} == {0}  # one seed after the other
+    rows = 3 * len(plan.FAMILIES + plan.REFERENCES)  # of a seed
+    assert len(everything) == len(set(everything)) == 3 * rows
+    assert {seed for _, _, seed in everything[:rows]} == {0}  # one seed after the other
     assert plan.select(['svit_micro'], ['detection', 'segmentation'], [5]) == [
         ('svit_micro', 'detection', 5), ('svit_micro', 'segmentation', 5)]
     for choice, message in ((['vit'], ()), 'timm_resnet'), (((), ['pose']), 'classification'), (((), (), [-1]), 'seeds'):

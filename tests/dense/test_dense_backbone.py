@@ -191,8 +191,8 @@ def test_unknown_names():
 
 
 def test_missing_strides_are_named():
-    with pytest.raises(ValueError, match=r'strides \[12, 17\]'):
-        DenseBackbone('crossvit_tiny_240', (2,))
+    with pytest.raises(ValueError, match=r'strides \[7, 14\]'):
+        DenseBackbone('sequencer2d_s', (2,))
     with pytest.raises(ValueError, match='patch_size=16'):
         DenseBackbone('vit_small_patch14_dinov2')
     assert DenseBackbone('vit_small_patch14_dinov2', (0, 2), patch_size=16).out_channels == (96, 384)
@@ -220,6 +220,31 @@ def test_semantic_tokens_are_recovered_to_the_image():
     assert len(grid[0].flatten(1).T.unique(dim=0)) == 14 * 14
 
 
+@pytest.mark.parametrize('name', ['dualtoken_vit_micro', 'visformer_tiny'])
+@torch.inference_mode()
+def test_levels_finer_than_the_finest_map(name):
+    """Made of that map by a transposed convolution; the others are the model's own, and nothing is built for levels that nobody wants."""
+    size = (224, 224) if name == 'visformer_tiny' else (99, 130)
+    x, model, own = image(*size), DenseBackbone(name).eval(), DenseBackbone(name, (1, 2, 3)).eval()
+    assert own.pyramid is None and own.strides == (8, 16, 32)
+    assert model.strides == (4, 8, 16, 32) and model.out_channels == (own.out_channels[0] // 2, *own.out_channels)
+    own.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith('pyramid.')})
+    first, *others = model(x)
+    assert first.shape[2:] == tuple(-(-n // 4) for n in size)
+    torch.testing.assert_close(others, own(x))
+    alone = DenseBackbone(name, (0, 2)).eval()
+    alone.load_state_dict({key: value for key, value in model.state_dict().items() if key in alone.state_dict()})
+    torch.testing.assert_close(alone(x), [first, others[1]])
+
+
+def test_frozen_stages_of_a_model_that_begins_at_stride_8():
+    def frozen(stages):
+        model = DenseBackbone('dualtoken_vit_micro', frozen_stages=stages)
+        return {name.removeprefix('body.model.').split('.blocks')[0].split('.downs')[0] for name, p in model.named_parameters()
+                if not p.requires_grad} & {'stages.0', 'stages.1', 'stages.2', 'tokens'}
+    assert frozen(0) == frozen(1) == {'tokens'} and frozen(2) == {'tokens', 'stages.0'} and frozen(3) == {'tokens', 'stages.0', 'stages.1'}
+
+
 def test_levels_of_a_finer_grid():
     model = DenseBackbone('lookupvit_micro').eval()
     dim = model.model.embed_dim
@@ -228,6 +253,28 @@ def test_levels_of_a_finer_grid():
         levels = model(image(99, 130))
     assert [m.shape[2:] for m in levels] == [(25, 33), (13, 17), (7, 9), (4, 5)]
     torch.testing.assert_close(levels[3][0, :, 3, 4], levels[1][0, :, 12:, 16:].amax((1, 2)))
+
+
+@pytest.mark.parametrize('options', [{}, dict(img_size=480)])
+def test_model_that_rescales_its_input_is_refused(options):
+    """CrossViT takes any image, and gives the maps of the one it was built for."""
+    with pytest.raises(ValueError, match=f'rescales each image to {options.get("img_size", 240)}x'):
+        DenseBackbone('crossvit_tiny_240', **options)
+
+
+@torch.inference_mode()
+def test_poolformer():
+    """timm's own maps, at an image size that divides by nothing."""
+    model, x = DenseBackbone('poolformer_s12').eval(), image(99, 130)
+    assert model.out_channels == (64, 128, 320, 512)
+    maps = model(x)
+    assert [m.shape[2:] for m in maps] == [(25, 33), (13, 17), (7, 9), (4, 5)]
+    padded = torch.nn.functional.pad(x, (0, 30, 0, 29))
+    plain = timm.create_model('poolformer_s12', features_only=True).eval()
+    plain.load_state_dict({key.replace('stages.', 'stages_'): value for key, value in model.model.state_dict().items()
+                           if key.replace('stages.', 'stages_') in plain.state_dict()})
+    for found, expected in zip(maps, plain(padded), strict=True):
+        torch.testing.assert_close(found, expected[:, :, :found.shape[2], :found.shape[3]])
 
 
 def test_model_of_one_size():

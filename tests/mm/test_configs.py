@@ -50,8 +50,8 @@ HEADS = {  # by the first word of a config's name: the name in metafiles, the mo
 RECIPES = {path.stem.split('_')[0]: f'_base_/{path.stem}' for path in sorted(CONFIGS.glob('_base_/*.py'), reverse=True)
            if path.stem.endswith(('_coco', '_ade20k'))}
 BACKBONES = sorted(CONFIGS.glob('_base_/backbones/*.py'))
-SCHEDULES = {'1x': '12 epochs', '12e': '12 epochs', '3x': '36 epochs', '50e': '50 epochs', '80k': '80000 iterations',
-             '160k': '160000 iterations'}
+SCHEDULES = {'1x': '12 epochs', '12e': '12 epochs', '3x': '36 epochs', '50e': '50 epochs', '40k': '40000 iterations',
+             '80k': '80000 iterations', '160k': '160000 iterations'}
 
 
 def head_of(name):

@@ -48,10 +48,11 @@ class DenseBackbone(nn.Module):
 
     Our models see the image as it is. Others get zeros at the right and bottom up to a multiple of their largest stride, and their maps
     are cropped. A columnar model (ViT, STViT-DeiT, LookupViT), whose maps have one stride, gives its last one, recovered to the full
-    grid where it dropped tokens, and a `SimpleFeaturePyramid` makes the levels of it.
+    grid where it dropped tokens, and a `SimpleFeaturePyramid` makes the levels of it. So it makes the levels that are finer than the
+    finest map of a hierarchical model (DualToken-ViT, LeViT) of that map.
 
-    Attributes: `body` (the feature model), `recover_layer` (None for the model's own way), `pyramid` (None for a hierarchical
-    model), `out_indices`, `out_channels` and `strides` (one entry a map).
+    Attributes: `body` (the feature model), `recover_layer` (None for the model's own way), `pyramid` (of what the model itself does not
+    have; None where it has all), `out_indices`, `out_channels` and `strides` (one entry a map).
 
     Raises:
         ValueError: an argument out of range; a model without the levels asked for, whose tokens cannot be reduced, or that has nothing to
@@ -87,7 +88,9 @@ class DenseBackbone(nn.Module):
             model_kwargs['recover'] = False  # its own would idle
         infos, grid_stride = list(probe.feature_info.info), _grid_stride(model_name, probe)
         _check_frozen_stages(frozen_stages, out_indices, bool(grid_stride))
-        levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices)
+        finest = grid_stride or min(info['reduction'] for info in infos)
+        made = tuple(STRIDES[i] for i in out_indices if grid_stride or STRIDES[i] < finest)  # by the pyramid
+        levels = (len(infos) - 1,) if grid_stride else _find_levels(model_name, probe, out_indices, finest if made else None)
         self.body = timm.create_model(model_name, pretrained=pretrained, out_indices=levels, **model_kwargs)
         frozen = _modules_until_stage(self.model, infos, bool(grid_stride), frozen_stages)
         if reduction is not None:
@@ -97,8 +100,10 @@ class DenseBackbone(nn.Module):
         self.out_indices = out_indices
         self.strides = tuple(STRIDES[i] for i in out_indices)
         self.recover_layer = make_recover_layer(recover, model_name, self.model)
-        self.pyramid = SimpleFeaturePyramid(*self.body.feature_info.channels(), grid_stride, self.strides) if grid_stride else None
-        self.out_channels = tuple(self.pyramid.out_channels if grid_stride else self.body.feature_info.channels())
+        channels = self.body.feature_info.channels()
+        self.pyramid = SimpleFeaturePyramid(channels[0], finest, made) if made else None
+        own = channels[len(channels) - len(out_indices) + len(made):]  # a map that the pyramid alone needs stands in front
+        self.out_channels = (*(self.pyramid.out_channels if made else ()), *own)
         self.in_chans = model_kwargs.get('in_chans', self.body.pretrained_cfg['input_size'][0])
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -149,10 +154,11 @@ class DenseBackbone(nn.Module):
             raise ValueError(f'{self.model_name} takes images of {self.fixed_size[0]}x{self.fixed_size[1]} alone, got {height}x{width}; '
                              'build it with another img_size, if it has that argument, or choose a model that takes any size')
         maps = self.body(x) if self.recover_layer is None else [recovered_map(self.recover_layer, self.model.forward_kept(x))]
-        if self.pyramid is not None:
-            maps = self.pyramid(maps[0], (height, width))
-        elif self.multiple > 1:
-            maps = [self._crop(m, stride, height, width) for m, stride in zip(maps, self.strides, strict=True)]
+        made = [] if self.pyramid is None else self.pyramid(maps[0], (height, width))
+        own = maps[len(maps) - len(self.strides) + len(made):]
+        if self.multiple > 1:
+            own = [self._crop(m, stride, height, width) for m, stride in zip(own, self.strides[len(made):], strict=True)]
+        maps = [*made, *own]
         return [getattr(self, f'norm{level}')(m).contiguous() for level, m in zip(self.out_indices, maps, strict=True)]
 
     def _crop(self, feature: Tensor, stride: int, height: int, width: int) -> Tensor:
@@ -228,10 +234,14 @@ def _probe(model_name: str, model_kwargs: dict) -> tuple[nn.Module, dict, tuple[
             continue
     in_chans, *size = body.pretrained_cfg['input_size']
     size = to_2tuple(kwargs.get('img_size') or size)
+    image = torch.empty(1, kwargs.get('in_chans', in_chans), *size, device='meta')
     try:  # some that are said to have a fixed size take others
-        body(torch.empty(1, kwargs.get('in_chans', in_chans), 2 * size[0], 3 * size[1], device='meta'))
+        larger = body(image.repeat(1, 1, 2, 3))
     except (AssertionError, RuntimeError):
         return body, kwargs, size
+    if larger[-1].shape == body(image)[-1].shape:
+        raise ValueError(f'{model_name} rescales each image to {size[0]}x{size[1]} inside, so that its maps do not grow with the image: it '
+                         'classifies, and cannot serve as a dense backbone; choose a model that takes any size')
     return body, kwargs, None
 
 
@@ -259,15 +269,19 @@ def _grid_stride(model_name: str, body: nn.Module) -> int | None:
     return stride
 
 
-def _find_levels(model_name: str, body: nn.Module, out_indices: Sequence[int]) -> tuple[int, ...]:
-    """Positions of the wanted strides in the model's own list of feature maps; of several with one stride, the last."""
+def _find_levels(model_name: str, body: nn.Module, out_indices: Sequence[int], finest: int | None) -> tuple[int, ...]:
+    """Positions of the wanted strides in the model's own list of feature maps; of several with one stride, the last.
+
+    finest: the stride of the map in place of levels that are finer than it, None if there are none.
+    """
     by_stride = {info['reduction']: position for position, info in enumerate(body.feature_info.info)}
-    missing = [STRIDES[i] for i in out_indices if STRIDES[i] not in by_stride]
+    wanted = sorted({max(STRIDES[i], finest or 0) for i in out_indices})
+    missing = [stride for stride in wanted if stride not in by_stride or stride not in STRIDES]
     if missing:
         raise ValueError(
             f'{model_name} has feature maps at strides {sorted(by_stride)}, out_indices={tuple(out_indices)} asks for {missing} as well; '
             'choose levels that exist or a hierarchical model')
-    return tuple(by_stride[STRIDES[i]] for i in out_indices)
+    return tuple(by_stride[stride] for stride in wanted)
 
 
 def _inner(body: nn.Module) -> nn.Module:
@@ -302,6 +316,8 @@ def _modules_until_stage(model: nn.Module, levels: list[dict], columnar: bool, s
         path = levels[-(-len(levels) * max(stages, 1) // 4) - 1]['module']
     else:
         paths, stride = {info['reduction']: info['module'] for info in levels}, STRIDES[max(stages, 1) - 1]
+        if stride < min(paths):  # within the stem
+            stages, stride = 0, min(paths)
         if stride not in paths:
             raise ValueError(f'frozen_stages={stages} ends at stride {stride}, the stages of this model are at {sorted(paths)}')
         path = paths[stride]

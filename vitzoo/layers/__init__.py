@@ -47,3 +47,4 @@ from .sequence_first import sequence_of_heads as sequence_of_heads
 from .sequence_first import swap_first as swap_first
 from .tables import per_size as per_size
 from .tables import specialize_size as specialize_size
+from .tap import TokenAwarePooling as TokenAwarePooling

@@ -42,8 +42,9 @@ class Hierarchical(PublishedWeights, nn.Module):
 
     Args:
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
-        embed_dims: width of each stage; their strides are 4, 8, 16, ...
+        embed_dims: width of each stage.
         num_features: width of the classifier's input, that of the last stage by default.
+        first_stride: of the first stage; each further one doubles it.
 
     Raises:
         ValueError: on values that no model can mean.
@@ -57,7 +58,7 @@ class Hierarchical(PublishedWeights, nn.Module):
     dense_norm_eps: float | None = None  # of the LayerNorm that the published dense code puts on each map; None where it has none
 
     def __init__(self, in_chans: int, num_classes: int, global_pool: str, drop_rate: float, drop_path_rate: float,
-                 embed_dims: Sequence[int], num_features: int | None = None):
+                 embed_dims: Sequence[int], num_features: int | None = None, first_stride: int = 4):
         super().__init__()
         check_options(in_chans, num_classes, global_pool, drop_rate, drop_path_rate)
         self.in_chans = in_chans
@@ -65,7 +66,7 @@ class Hierarchical(PublishedWeights, nn.Module):
         self.global_pool = global_pool
         self.drop_rate = drop_rate
         self.num_features = num_features or embed_dims[-1]
-        self.feature_info = [dict(num_chs=dim, reduction=4 * 2 ** i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)]
+        self.feature_info = [dict(num_chs=dim, reduction=first_stride * 2 ** i, module=f'stages.{i}') for i, dim in enumerate(embed_dims)]
 
     @property
     def feature_indices(self) -> tuple[int, ...]:
@@ -134,9 +135,19 @@ class Hierarchical(PublishedWeights, nn.Module):
         self.build_head(like.device, like.dtype)
         self.head.train(self.training)
 
-    def forward_stage(self, stage: nn.Module, x: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    # What goes from stage to stage is the map (B, H, W, C), or whatever a family makes of these three.
+
+    def forward_stem(self, x: torch.Tensor):
+        """Images (B, C, H, W) -> what the first stage takes."""
+        return self.stem(x)
+
+    def forward_stage(self, stage: nn.Module, x, image_size: tuple[int, int]):
         """One stage, for families whose stages need more than the map."""
         return stage(x)
+
+    def to_map(self, x) -> torch.Tensor:
+        """The map (B, H, W, C) in what goes from stage to stage."""
+        return x
 
     def forward_final(self, x: torch.Tensor) -> torch.Tensor:
         """What lies between the last stage and the head, (B, H, W, C) in and out."""
@@ -168,14 +179,16 @@ class Hierarchical(PublishedWeights, nn.Module):
         take_indices = check_indices('indices', indices, len(self.stages))
         self.check_input(x)
         image_size = x.shape[2:]
-        x = self.stem(x)
+        x = self.forward_stem(x)
         intermediates = []
         for i, stage in enumerate(self.stages[:max(take_indices) + 1] if stop_early else self.stages):
             x = self.forward_stage(stage, x, image_size)
             if i in take_indices:
-                intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else x)
+                taken = self.to_map(x)
+                intermediates.append(taken.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else taken)
         if intermediates_only:
             return intermediates
+        x = self.to_map(x)
         if i == len(self.stages) - 1:
             x = self.forward_final(x)
         return x.permute(0, 3, 1, 2), intermediates
@@ -196,10 +209,10 @@ class Hierarchical(PublishedWeights, nn.Module):
         """Images (B, C, H, W) -> (B, num_features, ceil(H / 32), ceil(W / 32))."""
         self.check_input(x)
         image_size = x.shape[2:]
-        x = self.stem(x)
+        x = self.forward_stem(x)
         for stage in self.stages:
             x = self.forward_stage(stage, x, image_size)
-        return self.forward_final(x).permute(0, 3, 1, 2)
+        return self.forward_final(self.to_map(x)).permute(0, 3, 1, 2)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         return self.head(x, pre_logits=pre_logits)
