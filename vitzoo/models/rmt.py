@@ -1,0 +1,395 @@
+"""RMT: Retentive Networks Meet Vision Transformers, Fan et al., CVPR 2024, https://arxiv.org/abs/2309.11523
+
+A four-stage pyramid whose attention fades with distance: each head adds to its logits a constant of its own, negative, times the
+Manhattan distance of two positions, and rotates queries and keys by their position. Early stages attend along the rows of the map, then
+along its columns, where the two distances add up to the same; late ones attend among all positions. Published code:
+https://github.com/qhfan/RMT, which calls base and large RMT_M2 and RMT_L6.
+
+Shapes: B batch, H W map, N = H * W positions, C channels in n heads of d, L positions of a row or column.
+"""
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn as nn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
+
+from ..arguments import check_range, check_types, show
+from ..layers import (
+    MOST,
+    Gelu,
+    SoftmaxAttention,
+    attend,
+    channels_last,
+    check_ratios,
+    check_stages,
+    fold_batch_norm,
+    fold_identity,
+    fold_layer_scale,
+    on_nchw,
+    per_size,
+    residual_conv,
+)
+from ..weights.files import StateDict
+from ..weights.layout import Conversion, Layout
+from ._builder import build_model
+from ._hierarchical import Hierarchical, Stage
+from .svit import ConvMlp, Downsample, Projection
+
+__all__ = ['RMT']
+
+MOST_LOGITS = 2 ** 24  # an image, of which the decay of full attention is made at a time
+
+
+@per_size
+def rotary_tables(height: int, width: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of the angles by which heads of this width are rotated, (H, W, 1, d / 2) each.
+
+    The angle of a pair is its frequency, from 1 down to 1e-4 with both ends, times the row-major index of the position. It is rounded to
+    float32 as in the published code; other precisions, whose integers would not reach the last position, get the finished tables.
+    """
+    frequencies = 10000 ** -np.linspace(0, 1, dim // 2, dtype=np.float32)
+    positions = np.arange(height * width, dtype=np.float32).reshape(height, width, 1, 1)
+    angles = positions * frequencies.astype(np.float32)
+    return np.cos(angles), np.sin(angles)
+
+
+@per_size
+def decay_table(length: int, num_heads: int, init_value: float, heads_range: float) -> np.ndarray:
+    """What distance adds to the logits of a row or column, (n, L, L): |i - j| log(1 - 2^-(a + b h / n)) of head h."""
+    rates = np.log(1 - 2. ** -(init_value + heads_range * np.arange(num_heads) / num_heads))
+    distances = np.abs(np.arange(length)[:, None] - np.arange(length))
+    return (rates[:, None, None] * distances).astype(np.float32)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (m, m + d / 2) of channels of each head, (B, H, W, n, d) in and out."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], dim=-1)
+
+
+@register_notrace_module
+class Retention(nn.Module):
+    """Attention of a (B, H, W, C) map that fades with distance; base of the two kinds.
+
+    The rows of qk are ordered q, k, then head, then head channel; the pairs that are rotated are the two halves of a head.
+    """
+
+    def __init__(self, dim: int, num_heads: int, init_value: float, heads_range: float, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.decay = num_heads, init_value, heads_range
+        self.qk = nn.Linear(dim, 2 * dim, **dd)
+        self.v = nn.Linear(dim, dim, **dd)
+        self.lepe = nn.Conv2d(dim, dim, kernel_size=5, padding=2, groups=dim, **dd)
+        self.sdp_attn = SoftmaxAttention()
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, n, d) each, and out."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        heads = self.num_heads, C // self.num_heads
+        qk, v = self.qk(x).view(B, H, W, 2 * heads[0], heads[1]), self.v(x)
+        q, k = rotate(qk, *rotary_tables(H, W, heads[1], like=qk)).chunk(2, dim=3)
+        y = self.attend(q, k, v.view(B, H, W, *heads))
+        # the sum takes the memory layout of its first operand: channels last
+        return self.proj((on_nchw(self.lepe, v).unflatten(3, heads) + y).flatten(3))
+
+
+class AxialRetention(Retention):
+    """Attention along each row, whose answer is attended to along each column, with the same queries and keys."""
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        H, W = q.shape[1:3]
+        decay_h, decay_w = (decay_table(length, *self.decay, like=q) for length in (H, W))
+        rows = self.attend_lines(*(x.transpose(2, 3) for x in (q, k, v)), decay_w)  # (B, H, n, W, d)
+        cols = self.attend_lines(*(x.permute(0, 2, 3, 1, 4) for x in (q, k)), rows.permute(0, 3, 2, 1, 4), decay_h)  # (B, W, n, H, d)
+        return cols.permute(0, 3, 1, 2, 4)
+
+    def attend_lines(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
+        """(B, lines, n, L, d) each, and out. Spelled out on a CPU, where lines are too short for the fused kernel to pay."""
+        fused = self.sdp_attn.fused_attn and q.device.type != 'cpu'
+        if fused:
+            y = self.sdp_attn(*(x.flatten(0, 1) for x in (q, k, v)), decay)
+            return y.unflatten(0, q.shape[:2])
+        return attend(q, k, v, decay, drop=self.sdp_attn.attn_drop, fused=False)
+
+
+class FullRetention(Retention):
+    """Attention among all positions, with the decay of as many queries at a time as keep it small."""
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        B, H, W, n, d = q.shape
+        N = H * W
+        decay_h, decay_w = (decay_table(length, *self.decay, like=q) for length in (H, W))
+        q, k, v = (x.reshape(B, N, n, d).transpose(1, 2) for x in (q, k, v))
+        rows = max(1, MOST_LOGITS // (n * W * N))
+        parts = []
+        for i in range(0, H, rows):
+            decay = decay_h[:, i:i + rows, None, :, None] + decay_w[:, None, :, None, :]  # (n, rows, W, H, W)
+            parts.append(self.sdp_attn(q[:, :, i * W:(i + rows) * W], k, v, decay.reshape(n, -1, N)))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return y.transpose(1, 2).unflatten(1, (H, W))
+
+
+class Block(nn.Module):
+    """Convolutional position embedding, retention, convolutional MLP; (B, H, W, C) in and out."""
+
+    def __init__(self, dim: int, attn: Retention, mlp_ratio: float, init_values: float | None, drop_path: float, device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.pos_embed = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, **dd)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = attn
+        self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), **dd)
+        self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = residual_conv(self.pos_embed, x)
+        x = self.drop_path(self.ls1(self.attn(self.norm1(x)))) + x
+        return self.drop_path(self.ls2(self.mlp(self.norm2(x)))) + x
+
+    def fuse(self) -> nn.Module:
+        """Fold layer scales into the projections before them, the identity into a kernel (inference only)."""
+        self.pos_embed = fold_identity(self.pos_embed)
+        self.ls1 = fold_layer_scale(self.attn.proj, self.ls1)
+        self.ls2 = fold_layer_scale(self.mlp.fc2, self.ls2)
+        return self
+
+
+class Stem(nn.Sequential):
+    """Four 3x3 convolutions with batch norm, and GELU between them; (B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
+
+    def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
+        layers = []
+        for in_dim, out_dim, stride in ((in_chans, dim // 2, 2), (dim // 2, dim // 2, 1), (dim // 2, dim, 2), (dim, dim, 1)):
+            layers += [nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=stride, padding=1, device=device, dtype=dtype),
+                       nn.BatchNorm2d(out_dim, device=device, dtype=dtype), Gelu()]
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # from here on every map lies channels last in memory
+        return super().forward(channels_last(x)).permute(0, 2, 3, 1)
+
+    def fuse(self) -> nn.Module:
+        """Fold the batch norms into the convolutions (inference only)."""
+        for i in range(0, len(self), 3):
+            self[i], self[i + 1] = fold_batch_norm(self[i], self[i + 1])
+        return self
+
+
+def _to_halves(qk: torch.Tensor, model: nn.Module, name: str) -> torch.Tensor:
+    """Published heads are rotated in pairs of neighbours; ours have the first of all pairs in front, then the second."""
+    heads = 2 * model.get_submodule(name.rsplit('.qk.', 1)[0]).num_heads
+    return qk.reshape(heads, -1, 2, *qk.shape[1:]).transpose(1, 2).reshape(qk.shape)
+
+
+@dataclass(frozen=True)
+class RMTLayout(Layout):
+    """A layout whose q_proj and k_proj are one layer here."""
+
+    def convert(self, state: StateDict, model: nn.Module) -> Conversion:
+        joined, parts = {}, {}
+        for name, value in state.items():
+            new = re.sub(r'\.retention\.[qk]_proj\.', '.retention.qk.', name)
+            if new == name:
+                joined[name] = value
+            else:
+                parts.setdefault(new, {})[name] = value
+        for name, pair in parts.items():
+            joined[name] = torch.cat([pair[old] for old in sorted(pair, reverse=True)])  # q, k
+        result = super().convert(joined, model)
+        for name, pair in parts.items():
+            new = result.renamed.pop(name)
+            result.renamed.update(dict.fromkeys(pair, new))
+        return result
+
+
+_RULES = (
+    (r'\.Relpos\.(angle|decay)$', None),  # made of the options
+    (r'^patch_embed\.proj\.', 'stem.'),
+    (r'^layers\.0\.downsample\.', 'stages.1.downsample.'),
+    (r'^layers\.1\.downsample\.', 'stages.2.downsample.'),
+    (r'^layers\.2\.downsample\.', 'stages.3.downsample.'),
+    (r'\.downsample\.reduction\.', '.downsample.conv.'),
+    (r'^layers\.', 'stages.'),
+    (r'\.pos\.conv\.', '.pos_embed.'),
+    (r'\.retention_layer_norm\.', '.norm1.'),
+    (r'\.retention\.lepe\.conv\.', '.attn.lepe.'),
+    (r'\.retention\.out_proj\.', '.attn.proj.'),
+    (r'\.retention\.v_proj\.', '.attn.v.'),
+    (r'\.retention\.', '.attn.'),
+    (r'\.gamma_(\d)$', r'.ls\1.gamma'),
+    (r'\.final_layer_norm\.', '.norm2.'),
+    (r'\.ffn\.dwconv\.conv\.', '.mlp.dwconv.'),
+    (r'\.ffn\.', '.mlp.'),
+    (r'^proj\.', 'proj.fc.'),
+    (r'^norm\.', 'proj.norm.'),
+    (r'^head\.', 'head.fc.'),
+    (r'^extra_norms\.(\d)\.', r'norm\1.'),
+)
+PUBLISHED = RMTLayout(
+    name='an RMT checkpoint: use rmt_tiny, rmt_small, rmt_base or rmt_large',
+    marker=r'\.retention\.q_proj\.',
+    own_marker=r'^stages\.\d\.blocks\.\d+\.attn\.qk\.',
+    rules=_RULES,
+    values=((r'\.attn\.qk\.(weight|bias)$', _to_halves),),
+)
+
+
+class RMT(Hierarchical):
+    """Retentive vision transformer (https://arxiv.org/abs/2309.11523).
+
+    Takes images of any height and width from 1x1 on; maps are ceil(H / 4) .. ceil(H / 32).
+
+    Args:
+        embed_dims, depths, num_heads, mlp_ratios: per stage.
+        init_values, heads_ranges: a and b of the decay per stage (published names): the logits of head h of n get
+            log(1 - 2^-(a + b h / n)) for each step of distance.
+        chunkwise_recurrents: whether a stage attends along rows, then columns (published name), or among all positions.
+        layerscales: whether the blocks of a stage have layer scales.
+        layer_init_values: initial value of the layer scales.
+        projection: width of the classifier's input.
+
+    Raises:
+        ValueError: on numbers that do not fit together.
+    """
+    layouts = (PUBLISHED,)
+    final = 'proj'
+    dense_norm_eps = 1e-5
+    exportable_dynamic_size = 'its rotary and decay tables are made for one size'  # read by vitzoo.export
+
+    @check_types
+    def __init__(
+            self,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            embed_dims: tuple[int, ...] = (64, 128, 256, 512),
+            depths: tuple[int, ...] = (3, 4, 18, 4),
+            num_heads: tuple[int, ...] = (4, 4, 8, 16),
+            mlp_ratios: tuple[float, ...] = (4., 4., 3., 3.),
+            init_values: tuple[float, ...] = (2., 2., 2., 2.),
+            heads_ranges: tuple[float, ...] = (4., 4., 6., 6.),
+            chunkwise_recurrents: tuple[bool, ...] = (True, True, True, False),
+            layerscales: tuple[bool, ...] = (False, False, False, False),
+            layer_init_values: float = 1e-6,
+            projection: int = 1024,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
+    ):
+        check_stages(embed_dims, depths, num_heads, even=True, mlp_ratios=mlp_ratios, init_values=init_values, heads_ranges=heads_ranges,
+                     chunkwise_recurrents=chunkwise_recurrents, layerscales=layerscales)
+        for ratio in mlp_ratios:
+            check_ratios(embed_dims, mlp_ratios=ratio)
+        check_range(1, MOST, projection=projection)
+        check_range(0.01, 100, init_values=init_values)
+        check_range(0, 100, heads_ranges=heads_ranges)
+        for dim, heads in zip(embed_dims, num_heads, strict=True):
+            if dim // heads % 2:
+                raise ValueError(f'embed_dims={show(embed_dims)}, num_heads={show(num_heads)}: heads are rotated in pairs of channels; '
+                                 f'expected an even number a head, got {dim // heads}.')
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims, num_features=projection)
+        dd = {'device': device, 'dtype': dtype}
+
+        self.stem = Stem(in_chans, embed_dims[0], **dd)
+        drop_path = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        stages = []
+        for i, dim in enumerate(embed_dims):
+            kind = AxialRetention if chunkwise_recurrents[i] else FullRetention
+            blocks = [Block(dim, kind(dim, num_heads[i], init_values[i], heads_ranges[i], **dd), mlp_ratios[i],
+                            layer_init_values if layerscales[i] else None, rate, **dd) for rate in drop_path[i]]
+            stages.append(Stage(Downsample(embed_dims[i - 1], dim, **dd) if i else nn.Identity(), blocks))
+        self.stages = nn.Sequential(*stages)
+        self.proj = Projection(embed_dims[-1], projection, **dd)
+        self.build_head(**dd)
+        self.apply(_init_weights)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': 0.875, 'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'stem.0', 'classifier': 'head.fc', **kwargs,
+    }
+
+
+def _share(url: str, **kwargs) -> dict:
+    """Published on a share that no program can download from."""
+    return _cfg(origin_url=f'https://pan.baidu.com/s/{url}', paper_ids='arXiv:2309.11523', license='none stated', **kwargs)
+
+
+default_cfgs = generate_default_cfgs({
+    'rmt_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
+    'rmt_tiny.in1k': _share('1uTSCuPqYRNmT4Zb4Je9BOw?pwd=vsyv'),
+    'rmt_small.in1k': _share('1aQeErkmy191-zshlW2bT0g?pwd=3ay4'),
+    'rmt_base.in1k': _share('1ZDNl_broia_fvvlEoTaFhA?pwd=yzge'),
+    'rmt_large.in1k': _share('1v7QWgAh0TulWOTg4d94KHw?pwd=uewu'),
+})
+
+_LATE = dict(layerscales=(False, False, True, True))
+_SMALL = dict(embed_dims=(64, 128, 256, 512), depths=(3, 4, 18, 4), num_heads=(4, 4, 8, 16))
+_BASE = dict(embed_dims=(80, 160, 320, 512), depths=(4, 8, 25, 8), num_heads=(5, 5, 10, 16), heads_ranges=(5., 5., 6., 6.), **_LATE)
+_LARGE = dict(embed_dims=(112, 224, 448, 640), depths=(4, 8, 25, 8), num_heads=(7, 7, 14, 20), heads_ranges=(6., 6., 6., 6.), **_LATE)
+VARIANTS = {
+    'rmt_micro': dict(embed_dims=(32, 64, 128, 192), depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 6), mlp_ratios=(3., 3., 3., 3.),
+                      projection=256),
+    'rmt_tiny': dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 8, 2), num_heads=(4, 4, 8, 16), mlp_ratios=(3., 3., 3., 3.),
+                     chunkwise_recurrents=(True, True, False, False)),
+    'rmt_small': _SMALL,
+    'rmt_base': _BASE,
+    'rmt_large': _LARGE,
+}
+
+
+def _create_rmt(variant: str, pretrained: bool, **kwargs) -> RMT:
+    return build_model(RMT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
+
+
+@register_model
+def rmt_micro(pretrained: bool = False, **kwargs) -> RMT:
+    """Our own, for tests and tutorials."""
+    return _create_rmt('rmt_micro', pretrained, **kwargs)
+
+
+@register_model
+def rmt_tiny(pretrained: bool = False, **kwargs) -> RMT:
+    """RMT-T: 14.3 M parameters, 2.5 GFLOPs, 82.4 % ImageNet top-1 (paper)."""
+    return _create_rmt('rmt_tiny', pretrained, **kwargs)
+
+
+@register_model
+def rmt_small(pretrained: bool = False, **kwargs) -> RMT:
+    """RMT-S: 27.0 M parameters, 4.5 GFLOPs, 84.1 % ImageNet top-1 (paper)."""
+    return _create_rmt('rmt_small', pretrained, **kwargs)
+
+
+@register_model
+def rmt_base(pretrained: bool = False, **kwargs) -> RMT:
+    """RMT-B: 54.2 M parameters, 9.7 GFLOPs, 85.0 % ImageNet top-1 (paper)."""
+    return _create_rmt('rmt_base', pretrained, **kwargs)
+
+
+@register_model
+def rmt_large(pretrained: bool = False, **kwargs) -> RMT:
+    """RMT-L: 95.5 M parameters, 18.2 GFLOPs, 85.5 % ImageNet top-1 (paper)."""
+    return _create_rmt('rmt_large', pretrained, **kwargs)
