@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
 
 from ..arguments import check_range, check_types, show
@@ -212,7 +212,22 @@ class RMTLayout(Layout):
         for name, pair in parts.items():
             new = result.renamed.pop(name)
             result.renamed.update(dict.fromkeys(pair, new))
+        self._check_aux_head(result, state, model)
         return result
+
+    def _check_aux_head(self, result: Conversion, state: StateDict, model: nn.Module) -> None:
+        """Switch the auxiliary head off where the file's is for another input.
+
+        The log of RMT-S* counts the parameters of one for the projection, which the published code does not have: nobody says where it
+        belongs. The logits are then those of the classifier alone, and the head is listed as dropped.
+        """
+        weight = result.state.get('aux_head.weight')
+        head = getattr(model, 'aux_head', None)
+        if weight is None or not isinstance(head, nn.Linear) or weight.ndim != 2 or weight.shape[1] == head.in_features:
+            return
+        result.state['aux_head.weight'] = weight.new_zeros(len(weight), head.in_features)
+        result.state['aux_head.bias'] = weight.new_zeros(len(weight))
+        result.dropped += [name for name in state if name.startswith('aux_head.')]
 
 
 _RULES = (
@@ -238,12 +253,19 @@ _RULES = (
     (r'^head\.', 'head.fc.'),
     (r'^extra_norms\.(\d)\.', r'norm\1.'),
 )
+_FACTS = dict(marker=r'\.retention\.q_proj\.', values=((r'\.attn\.qk\.(weight|bias)$', _to_halves),))
+TOKEN_LABEL = RMTLayout(
+    name='an RMT checkpoint of token labelling: use rmt_small_tl, rmt_base_tl or rmt_large_tl',
+    suits=lambda model: model.token_label,
+    rules=_RULES,
+    **_FACTS,
+)
 PUBLISHED = RMTLayout(
     name='an RMT checkpoint: use rmt_tiny, rmt_small, rmt_base or rmt_large',
-    marker=r'\.retention\.q_proj\.',
     own_marker=r'^stages\.\d\.blocks\.\d+\.attn\.qk\.',
-    rules=_RULES,
-    values=((r'\.attn\.qk\.(weight|bias)$', _to_halves),),
+    suits=lambda model: not model.token_label,
+    rules=(*_RULES, (r'^aux_head\.', None)),
+    **_FACTS,
 )
 
 
@@ -260,11 +282,13 @@ class RMT(Hierarchical):
         layerscales: whether the blocks of a stage have layer scales.
         layer_init_values: initial value of the layer scales.
         projection: width of the classifier's input.
+        token_label: add half of what the classes' best position gets from an auxiliary head (published models that were trained with
+            labels of positions).
 
     Raises:
         ValueError: on numbers that do not fit together.
     """
-    layouts = (PUBLISHED,)
+    layouts = (PUBLISHED, TOKEN_LABEL)
     final = 'proj'
     dense_norm_eps = 1e-5
     exportable_dynamic_size = 'its rotary and decay tables are made for one size'  # read by vitzoo.export
@@ -285,6 +309,7 @@ class RMT(Hierarchical):
             layerscales: tuple[bool, ...] = (False, False, False, False),
             layer_init_values: float = 1e-6,
             projection: int = 1024,
+            token_label: bool = False,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
             device: torch.device | None = None,
@@ -301,7 +326,7 @@ class RMT(Hierarchical):
             if dim // heads % 2:
                 raise ValueError(f'embed_dims={show(embed_dims)}, num_heads={show(num_heads)}: heads are rotated in pairs of channels; '
                                  f'expected an even number a head, got {dim // heads}.')
-        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims, num_features=projection)
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
         dd = {'device': device, 'dtype': dtype}
 
         self.stem = Stem(in_chans, embed_dims[0], **dd)
@@ -313,9 +338,31 @@ class RMT(Hierarchical):
                             layer_init_values if layerscales[i] else None, rate, **dd) for rate in drop_path[i]]
             stages.append(Stage(Downsample(embed_dims[i - 1], dim, **dd) if i else nn.Identity(), blocks))
         self.stages = nn.Sequential(*stages)
+        self.token_label = token_label
         self.proj = Projection(embed_dims[-1], projection, **dd)
         self.build_head(**dd)
         self.apply(_init_weights)
+
+    def build_head(self, device=None, dtype=None) -> None:
+        super().build_head(device=device, dtype=dtype)
+        self.head_hidden_size = self.head.num_features
+        self.aux_head = nn.Identity()
+        if self.token_label and self.num_classes:
+            self.aux_head = nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype)
+
+    def make_head(self, **factory_kwargs) -> nn.Module:
+        width = self.proj.fc.out_features if isinstance(self.proj, Projection) else self.num_features  # pruned
+        return ClassifierHead(width, self.num_classes, pool_type=self.global_pool, drop_rate=self.drop_rate, **factory_kwargs)
+
+    def forward_final(self, x: torch.Tensor) -> torch.Tensor:
+        return x  # the auxiliary head wants it as it is; the projection is the head's
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = x.permute(0, 2, 3, 1)
+        logits = self.head(self.proj(x).permute(0, 3, 1, 2), pre_logits=pre_logits)
+        if pre_logits or isinstance(self.aux_head, nn.Identity):
+            return logits
+        return logits + 0.5 * self.aux_head(x).amax((1, 2))
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -338,12 +385,16 @@ def _share(url: str, **kwargs) -> dict:
     return _cfg(origin_url=f'https://pan.baidu.com/s/{url}', paper_ids='arXiv:2309.11523', license='none stated', **kwargs)
 
 
+_TWO_HEADS = dict(classifier=('head.fc', 'aux_head'))
 default_cfgs = generate_default_cfgs({
     'rmt_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
     'rmt_tiny.in1k': _share('1uTSCuPqYRNmT4Zb4Je9BOw?pwd=vsyv'),
     'rmt_small.in1k': _share('1aQeErkmy191-zshlW2bT0g?pwd=3ay4'),
     'rmt_base.in1k': _share('1ZDNl_broia_fvvlEoTaFhA?pwd=yzge'),
     'rmt_large.in1k': _share('1v7QWgAh0TulWOTg4d94KHw?pwd=uewu'),
+    'rmt_small_tl.in1k': _share('1Xjgko9_-rokfvP39uiwTqQ?pwd=q37r', **_TWO_HEADS),
+    'rmt_base_tl.in1k': _share('1fqCzZ8Pfw39QA4LQ3dSiCg?pwd=2rdt', **_TWO_HEADS),
+    'rmt_large_tl.in1k': _share('1KvV8IMJC6xG5Eh6w6uFbpw?pwd=z1k2', **_TWO_HEADS),
 })
 
 _LATE = dict(layerscales=(False, False, True, True))
@@ -358,6 +409,9 @@ VARIANTS = {
     'rmt_small': _SMALL,
     'rmt_base': _BASE,
     'rmt_large': _LARGE,
+    'rmt_small_tl': dict(**_SMALL, token_label=True),
+    'rmt_base_tl': dict(**_BASE, token_label=True),
+    'rmt_large_tl': dict(**_LARGE, token_label=True),
 }
 
 
@@ -393,3 +447,21 @@ def rmt_base(pretrained: bool = False, **kwargs) -> RMT:
 def rmt_large(pretrained: bool = False, **kwargs) -> RMT:
     """RMT-L: 95.5 M parameters, 18.2 GFLOPs, 85.5 % ImageNet top-1 (paper)."""
     return _create_rmt('rmt_large', pretrained, **kwargs)
+
+
+@register_model
+def rmt_small_tl(pretrained: bool = False, **kwargs) -> RMT:
+    """RMT-S*, trained with token labels: 27.5 M parameters, 84.8 % ImageNet top-1 (paper)."""
+    return _create_rmt('rmt_small_tl', pretrained, **kwargs)
+
+
+@register_model
+def rmt_base_tl(pretrained: bool = False, **kwargs) -> RMT:
+    """RMT-B*, trained with token labels: 54.7 M parameters, 85.6 % ImageNet top-1 (paper)."""
+    return _create_rmt('rmt_base_tl', pretrained, **kwargs)
+
+
+@register_model
+def rmt_large_tl(pretrained: bool = False, **kwargs) -> RMT:
+    """RMT-L*, trained with token labels: 96.1 M parameters, 86.1 % ImageNet top-1 (paper)."""
+    return _create_rmt('rmt_large_tl', pretrained, **kwargs)
