@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
@@ -22,7 +23,6 @@ from ..layers import (
     MOST,
     Gelu,
     SoftmaxAttention,
-    attend,
     channels_last,
     check_ratios,
     check_stages,
@@ -31,6 +31,8 @@ from ..layers import (
     fold_layer_scale,
     on_nchw,
     per_size,
+    pointwise_conv,
+    require_plain,
     residual_conv,
 )
 from ..weights.files import StateDict
@@ -41,32 +43,38 @@ from .svit import ConvMlp, Downsample, Projection
 
 __all__ = ['RMT']
 
-MOST_LOGITS = 2 ** 24  # an image, of which the decay of full attention is made at a time
+MOST_DECAY = 2 ** 24  # numbers that are made at a time of the decay of full attention
+LEAST_SOFTMAX = 16  # numbers that PyTorch's softmax takes at once on a CPU
 
 
 @per_size
 def rotary_tables(height: int, width: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of the angles by which heads of this width are rotated, (H, W, 1, d / 2) each.
+    """Cosine and sine of the angles by which heads of this width are rotated, (H * W, d / 2) each, times the scale d^-1/4 that queries and
+    keys have each.
 
     The angle of a pair is its frequency, from 1 down to 1e-4 with both ends, times the row-major index of the position. It is rounded to
-    float32 as in the published code; other precisions, whose integers would not reach the last position, get the finished tables.
+    float32 as in the published code; half precision, whose integers would not reach the last position, gets the finished tables.
     """
     frequencies = 10000 ** -np.linspace(0, 1, dim // 2, dtype=np.float32)
-    positions = np.arange(height * width, dtype=np.float32).reshape(height, width, 1, 1)
-    angles = positions * frequencies.astype(np.float32)
-    return np.cos(angles), np.sin(angles)
+    angles = np.arange(height * width, dtype=np.float32)[:, None] * frequencies
+    scale = np.float32(dim ** -0.25)
+    return np.cos(angles) * scale, np.sin(angles) * scale
 
 
 @per_size
-def decay_table(length: int, num_heads: int, init_value: float, heads_range: float) -> np.ndarray:
-    """What distance adds to the logits of a row or column, (n, L, L): |i - j| log(1 - 2^-(a + b h / n)) of head h."""
+def decay_table(length: int, num_heads: int, init_value: float, heads_range: float, columns: int = 0) -> np.ndarray:
+    """What distance adds to the logits of a row or column, (n, L, L): |i - j| log(1 - 2^-(a + b h / n)) of head h.
+
+    columns: if more than L, keys that are not there, with -inf, up to this number.
+    """
     rates = np.log(1 - 2. ** -(init_value + heads_range * np.arange(num_heads) / num_heads))
     distances = np.abs(np.arange(length)[:, None] - np.arange(length))
-    return (rates[:, None, None] * distances).astype(np.float32)
+    table = (rates[:, None, None] * distances).astype(np.float32)
+    return np.pad(table, ((0, 0), (0, 0), (0, max(0, columns - length))), constant_values=-np.inf)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the pairs (m, m + d / 2) of channels of each head, (B, H, W, n, d) in and out."""
+    """Rotate the pairs (m, m + d / 2) of channels of each head, (..., d) in and out, which lies in memory as its axes stand."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], dim=-1)
 
@@ -89,54 +97,61 @@ class Retention(nn.Module):
         self.sdp_attn = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim, **dd)
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, n, d) each, and out."""
+    def attend(self, qk: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Queries and keys (B, H, W, 2, n, d), before they are rotated, and values (B, H, W, n, d) -> (B, H, W, n, d)."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, H, W, C = x.shape
-        heads = self.num_heads, C // self.num_heads
-        qk, v = self.qk(x).view(B, H, W, 2 * heads[0], heads[1]), self.v(x)
-        q, k = rotate(qk, *rotary_tables(H, W, heads[1], like=qk)).chunk(2, dim=3)
-        y = self.attend(q, k, v.view(B, H, W, *heads))
+        heads = self.num_heads, x.shape[3] // self.num_heads
+        qk, v = self.qk(x), self.v(x)
+        y = self.attend(qk.unflatten(3, (2, *heads)), v.unflatten(3, heads))
         # the sum takes the memory layout of its first operand: channels last
-        return self.proj((on_nchw(self.lepe, v).unflatten(3, heads) + y).flatten(3))
+        return self.proj((on_nchw(self.lepe, v).unflatten(3, heads) + y).flatten(3).contiguous())
 
 
 class AxialRetention(Retention):
     """Attention along each row, whose answer is attended to along each column, with the same queries and keys."""
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        H, W = q.shape[1:3]
-        decay_h, decay_w = (decay_table(length, *self.decay, like=q) for length in (H, W))
-        rows = self.attend_lines(*(x.transpose(2, 3) for x in (q, k, v)), decay_w)  # (B, H, n, W, d)
-        cols = self.attend_lines(*(x.permute(0, 2, 3, 1, 4) for x in (q, k)), rows.permute(0, 3, 2, 1, 4), decay_h)  # (B, W, n, H, d)
-        return cols.permute(0, 3, 1, 2, 4)
+    def attend(self, qk: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        H, W, d = v.shape[1], v.shape[2], v.shape[4]
+        cos, sin = (table.view(H, 1, W, d // 2) for table in rotary_tables(H, W, d, like=qk))
+        q, k = rotate(qk.permute(3, 0, 1, 4, 2, 5), cos, sin).unbind(0)
+        x = self.attend_lines(q, k, v.transpose(2, 3))  # (B, H, n, W, d)
+        x = self.attend_lines(*(y.permute(0, 3, 2, 1, 4) for y in (q, k, x)))  # (B, W, n, H, d)
+        return x.permute(0, 3, 1, 2, 4)
 
-    def attend_lines(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
-        """(B, lines, n, L, d) each, and out. Spelled out on a CPU, where lines are too short for the fused kernel to pay."""
-        fused = self.sdp_attn.fused_attn and q.device.type != 'cpu'
-        if fused:
-            y = self.sdp_attn(*(x.flatten(0, 1) for x in (q, k, v)), decay)
-            return y.unflatten(0, q.shape[:2])
-        return attend(q, k, v, decay, drop=self.sdp_attn.attn_drop, fused=False)
+    def attend_lines(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attention along rows or columns, (B, lines, n, L, d) each, and out."""
+        L = q.shape[3]
+        if self.sdp_attn.fused_attn and q.device.type != 'cpu':
+            decay = decay_table(L, *self.decay, like=q)
+            return self.sdp_attn(*(x.contiguous().flatten(0, 1) for x in (q, k, v)), decay, scale=1).unflatten(0, q.shape[:2])
+        # On a CPU lines are too short for the fused kernel to pay, and a softmax of fewer numbers than a register holds takes them one by
+        # one: the keys are filled up.
+        columns = L if torch.compiler.is_compiling() or torch.jit.is_tracing() else max(L, LEAST_SOFTMAX)
+        if columns > L:
+            k = F.pad(k, (0, 0, 0, columns - L))
+        logits = q @ k.transpose(3, 4)
+        weights = logits.add_(decay_table(L, *self.decay, columns, like=q)).softmax(-1)
+        return self.sdp_attn.attn_drop(weights)[..., :L] @ v
 
 
 class FullRetention(Retention):
     """Attention among all positions, with the decay of as many queries at a time as keep it small."""
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        B, H, W, n, d = q.shape
+    def attend(self, qk: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        _, H, W, n, d = v.shape
         N = H * W
+        q, k = rotate(qk.flatten(1, 2).permute(2, 0, 3, 1, 4), *rotary_tables(H, W, d, like=qk)).unbind(0)  # (B, n, N, d) each
+        v = v.flatten(1, 2).transpose(1, 2)
         decay_h, decay_w = (decay_table(length, *self.decay, like=q) for length in (H, W))
-        q, k, v = (x.reshape(B, N, n, d).transpose(1, 2) for x in (q, k, v))
-        rows = max(1, MOST_LOGITS // (n * W * N))
+        rows = max(1, MOST_DECAY // (n * W * N))
         parts = []
         for i in range(0, H, rows):
             decay = decay_h[:, i:i + rows, None, :, None] + decay_w[:, None, :, None, :]  # (n, rows, W, H, W)
-            parts.append(self.sdp_attn(q[:, :, i * W:(i + rows) * W], k, v, decay.reshape(n, -1, N)))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        return y.transpose(1, 2).unflatten(1, (H, W))
+            parts.append(self.sdp_attn(q[:, :, i * W:(i + rows) * W], k, v, decay.view(n, -1, N), scale=1))
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return x.transpose(1, 2).unflatten(1, (H, W))
 
 
 class Block(nn.Module):
@@ -165,6 +180,35 @@ class Block(nn.Module):
         self.ls1 = fold_layer_scale(self.attn.proj, self.ls1)
         self.ls2 = fold_layer_scale(self.mlp.fc2, self.ls2)
         return self
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """As a chain of convolutions, if all is folded and nothing is to be quantised."""
+        folded = runtime != 'onnx-int8' and all(type(layer) is nn.Identity for layer in (self.ls1, self.ls2))
+        if not folded:
+            return self
+        require_plain(nn.Linear, self.attn.proj)
+        return DeployedBlock(self)
+
+
+class DeployedBlock(nn.Module):
+    """`Block` whose map between the layers is NCHW, where the runtime adds what is kept within convolutions; (B, H, W, C) in and out."""
+
+    def __init__(self, block: Block):
+        super().__init__()
+        self.pos_embed = block.pos_embed  # with the identity
+        self.norm1 = block.norm1
+        self.attn = block.attn
+        self.proj, self.attn.proj = pointwise_conv(self.attn.proj), nn.Identity()
+        self.norm2 = block.norm2
+        self.mlp = block.mlp
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pos_embed(x.permute(0, 3, 1, 2))
+        y = self.attn(self.norm1(x.permute(0, 2, 3, 1)))
+        x = x + self.proj(y.permute(0, 3, 1, 2))
+        y = self.norm2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x + self.mlp.fc2(self.mlp.dwconv(self.mlp.act(self.mlp.fc1(y))))
+        return x.permute(0, 2, 3, 1)
 
 
 class Stem(nn.Sequential):
