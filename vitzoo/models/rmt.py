@@ -23,6 +23,7 @@ from ..layers import (
     MOST,
     Gelu,
     SoftmaxAttention,
+    attend,
     channels_last,
     check_ratios,
     check_stages,
@@ -44,6 +45,7 @@ from .svit import ConvMlp, Downsample, Projection
 __all__ = ['RMT']
 
 MOST_DECAY = 2 ** 24  # numbers that are made at a time of the decay of full attention
+MOST_CACHED = 2 ** 19  # numbers
 LEAST_SOFTMAX = 16  # numbers that PyTorch's softmax takes at once on a CPU
 
 
@@ -76,7 +78,7 @@ def decay_table(length: int, num_heads: int, init_value: float, heads_range: flo
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the pairs (m, m + d / 2) of channels of each head, (..., d) in and out, which lies in memory as its axes stand."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], dim=-1)
+    return torch.cat([(a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)], dim=-1)
 
 
 @register_notrace_module
@@ -145,11 +147,13 @@ class FullRetention(Retention):
         q, k = rotate(qk.flatten(1, 2).permute(2, 0, 3, 1, 4), *rotary_tables(H, W, d, like=qk)).unbind(0)  # (B, n, N, d) each
         v = v.flatten(1, 2).transpose(1, 2)
         decay_h, decay_w = (decay_table(length, *self.decay, like=q) for length in (H, W))
+        # on a CPU the fused kernel pays where the map of attention outgrows the caches
+        fused = self.sdp_attn.fused_attn and (q.device.type != 'cpu' or len(q) * n * N * N > MOST_CACHED)
         rows = max(1, MOST_DECAY // (n * W * N))
         parts = []
         for i in range(0, H, rows):
             decay = decay_h[:, i:i + rows, None, :, None] + decay_w[:, None, :, None, :]  # (n, rows, W, H, W)
-            parts.append(self.sdp_attn(q[:, :, i * W:(i + rows) * W], k, v, decay.view(n, -1, N), scale=1))
+            parts.append(attend(q[:, :, i * W:(i + rows) * W], k, v, decay.view(n, -1, N), scale=1, drop=self.sdp_attn.attn_drop, fused=fused))
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return x.transpose(1, 2).unflatten(1, (H, W))
 
