@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
 
 from ..arguments import check_range, check_types, show
 from ..layers import (
@@ -24,6 +24,7 @@ from ..layers import (
     Gelu,
     SoftmaxAttention,
     attend,
+    cells,
     channels_last,
     check_ratios,
     check_stages,
@@ -33,6 +34,8 @@ from ..layers import (
     on_nchw,
     per_size,
     pointwise_conv,
+    record,
+    recording,
     require_plain,
     residual_conv,
 )
@@ -116,6 +119,9 @@ class AxialRetention(Retention):
 
     def attend(self, qk: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         H, W, d = v.shape[1], v.shape[2], v.shape[4]
+        if recording():
+            record(self, 'rows', cells(H, W, 1, W), H)
+            record(self, 'columns', cells(H, W, H, 1), W)
         cos, sin = (table.view(H, 1, W, d // 2) for table in rotary_tables(H, W, d, like=qk))
         q, k = rotate(qk.permute(3, 0, 1, 4, 2, 5), cos, sin).unbind(0)
         x = self.attend_lines(q, k, v.transpose(2, 3))  # (B, H, n, W, d)
@@ -153,7 +159,8 @@ class FullRetention(Retention):
         parts = []
         for i in range(0, H, rows):
             decay = decay_h[:, i:i + rows, None, :, None] + decay_w[:, None, :, None, :]  # (n, rows, W, H, W)
-            parts.append(attend(q[:, :, i * W:(i + rows) * W], k, v, decay.view(n, -1, N), scale=1, drop=self.sdp_attn.attn_drop, fused=fused))
+            some = q[:, :, i * W:(i + rows) * W]
+            parts.append(attend(some, k, v, decay.view(n, -1, N), scale=1, drop=self.sdp_attn.attn_drop, fused=fused))
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return x.transpose(1, 2).unflatten(1, (H, W))
 
