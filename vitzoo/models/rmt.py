@@ -153,8 +153,10 @@ class FullRetention(Retention):
         q, k = rotate(qk.flatten(1, 2).permute(2, 0, 3, 1, 4), *rotary_tables(H, W, d, like=qk)).unbind(0)  # (B, n, N, d) each
         v = v.flatten(1, 2).transpose(1, 2)
         decay_h, decay_w = (decay_table(length, *self.decay, like=q) for length in (H, W))
-        # on a CPU the fused kernel pays where the map of attention outgrows the caches
-        fused = self.sdp_attn.fused_attn and (q.device.type != 'cpu' or len(q) * n * N * N > MOST_CACHED)
+        # on a CPU the fused kernel pays where the map of attention outgrows the caches; a graph is for any batch
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        small = not traced and q.device.type == 'cpu' and len(q) * n * N * N <= MOST_CACHED
+        fused = self.sdp_attn.fused_attn and not small
         rows = max(1, MOST_DECAY // (n * W * N))
         parts = []
         for i in range(0, H, rows):
@@ -381,7 +383,8 @@ class RMT(Hierarchical):
             if dim // heads % 2:
                 raise ValueError(f'embed_dims={show(embed_dims)}, num_heads={show(num_heads)}: heads are rotated in pairs of channels; '
                                  f'expected an even number a head, got {dim // heads}.')
-        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims,
+                         num_features=embed_dims[-1] if token_label else projection)
         dd = {'device': device, 'dtype': dtype}
 
         self.stem = Stem(in_chans, embed_dims[0], **dd)
@@ -406,16 +409,21 @@ class RMT(Hierarchical):
             self.aux_head = nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype)
 
     def make_head(self, **factory_kwargs) -> nn.Module:
-        width = self.proj.fc.out_features if isinstance(self.proj, Projection) else self.num_features  # pruned
+        projected = self.token_label and isinstance(self.proj, Projection)  # not pruned
+        width = self.proj.fc.out_features if projected else self.num_features
         return ClassifierHead(width, self.num_classes, pool_type=self.global_pool, drop_rate=self.drop_rate, **factory_kwargs)
 
+    # The auxiliary head looks at what the last stage says: with it, that are the features, and the projection is the head's.
+
     def forward_final(self, x: torch.Tensor) -> torch.Tensor:
-        return x  # the auxiliary head wants it as it is; the projection is the head's
+        return x if self.token_label else super().forward_final(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        if not self.token_label:
+            return super().forward_head(x, pre_logits)
         x = x.permute(0, 2, 3, 1)
         logits = self.head(self.proj(x).permute(0, 3, 1, 2), pre_logits=pre_logits)
-        if pre_logits or isinstance(self.aux_head, nn.Identity):
+        if pre_logits or not self.num_classes:
             return logits
         return logits + 0.5 * self.aux_head(x).amax((1, 2))
 
