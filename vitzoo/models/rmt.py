@@ -443,21 +443,23 @@ def _cfg(**kwargs) -> dict:
     }
 
 
-def _share(url: str, **kwargs) -> dict:
-    """Published on a share that no program can download from."""
-    return _cfg(origin_url=f'https://pan.baidu.com/s/{url}', paper_ids='arXiv:2309.11523', license='none stated', **kwargs)
+def _share(url: str, filename: str, **kwargs) -> dict:
+    """Published on a share that no program can download from, and that shows its names to nobody without an account: these are ours."""
+    return _cfg(
+        origin_url=f'https://pan.baidu.com/s/{url}', notes=(f'file: {filename}',), paper_ids='arXiv:2309.11523', license='none stated',
+        **kwargs)
 
 
 _TWO_HEADS = dict(classifier=('head.fc', 'aux_head'))
 default_cfgs = generate_default_cfgs({
     'rmt_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
-    'rmt_tiny.in1k': _share('1uTSCuPqYRNmT4Zb4Je9BOw?pwd=vsyv'),
-    'rmt_small.in1k': _share('1aQeErkmy191-zshlW2bT0g?pwd=3ay4'),
-    'rmt_base.in1k': _share('1ZDNl_broia_fvvlEoTaFhA?pwd=yzge'),
-    'rmt_large.in1k': _share('1v7QWgAh0TulWOTg4d94KHw?pwd=uewu'),
-    'rmt_small_tl.in1k': _share('1Xjgko9_-rokfvP39uiwTqQ?pwd=q37r', **_TWO_HEADS),
-    'rmt_base_tl.in1k': _share('1fqCzZ8Pfw39QA4LQ3dSiCg?pwd=2rdt', **_TWO_HEADS),
-    'rmt_large_tl.in1k': _share('1KvV8IMJC6xG5Eh6w6uFbpw?pwd=z1k2', **_TWO_HEADS),
+    'rmt_tiny.in1k': _share('1uTSCuPqYRNmT4Zb4Je9BOw?pwd=vsyv', 'rmt_tiny.pth'),
+    'rmt_small.in1k': _share('1aQeErkmy191-zshlW2bT0g?pwd=3ay4', 'rmt_small.pth'),
+    'rmt_base.in1k': _share('1ZDNl_broia_fvvlEoTaFhA?pwd=yzge', 'rmt_base.pth'),
+    'rmt_large.in1k': _share('1v7QWgAh0TulWOTg4d94KHw?pwd=uewu', 'rmt_large.pth'),
+    'rmt_small_tl.in1k': _share('1Xjgko9_-rokfvP39uiwTqQ?pwd=q37r', 'rmt_small_tl.pth', **_TWO_HEADS),
+    'rmt_base_tl.in1k': _share('1fqCzZ8Pfw39QA4LQ3dSiCg?pwd=2rdt', 'rmt_base_tl.pth', **_TWO_HEADS),
+    'rmt_large_tl.in1k': _share('1KvV8IMJC6xG5Eh6w6uFbpw?pwd=z1k2', 'rmt_large_tl.pth', **_TWO_HEADS),
 })
 
 _LATE = dict(layerscales=(False, False, True, True))
