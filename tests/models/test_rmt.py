@@ -82,6 +82,15 @@ def test_lines_are_the_same_filled_up(length, monkeypatch):
         torch.testing.assert_close(filled, module(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('size', [(3, 20), (20, 3)])
+def test_lines_are_the_same_image_by_image(size, monkeypatch):
+    module, x = AxialRetention(8, 2, 2., 4.), torch.randn(3, *size, 8)
+    with torch.no_grad():
+        whole = module(x)
+        monkeypatch.setattr(rmt, 'MOST_CACHED', 0)
+        torch.testing.assert_close(module(x), whole, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_tables_are_those_of_float32_in_every_precision(dtype):
     like = torch.empty(0, dtype=dtype)

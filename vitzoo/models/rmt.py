@@ -134,9 +134,15 @@ class AxialRetention(Retention):
         if self.sdp_attn.fused_attn and q.device.type != 'cpu':
             decay = decay_table(L, *self.decay, like=q)
             return self.sdp_attn(*(x.contiguous().flatten(0, 1) for x in (q, k, v)), decay, scale=1).unflatten(0, q.shape[:2])
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if len(q) > 1 and not (traced or torch.is_grad_enabled()) and q.numel() // q.shape[4] * L > MOST_CACHED:
+            x = q.new_empty(q.shape)  # image by image, whose maps of attention find the same memory again
+            for i in range(len(q)):
+                x[i:i + 1] = self.attend_lines(q[i:i + 1], k[i:i + 1], v[i:i + 1])
+            return x
         # On a CPU lines are too short for the fused kernel to pay, and a softmax of fewer numbers than a register holds takes them one by
         # one: the keys are filled up.
-        columns = L if torch.compiler.is_compiling() or torch.jit.is_tracing() else max(L, LEAST_SOFTMAX)
+        columns = L if traced else max(L, LEAST_SOFTMAX)
         if columns > L:
             k = F.pad(k, (0, 0, 0, columns - L))
         logits = q @ k.transpose(3, 4)
