@@ -23,15 +23,17 @@ def load_case(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 def our_name(facts: dict) -> str:
     """Our registry's name for the published model of a case."""
-    return facts['model'].removesuffix('_dense').replace('stvit_r_swin_', 'stvit_').replace('davit_', 'vz_davit_')
+    name = facts['model'].removesuffix('_dense').replace('stvit_r_swin_', 'stvit_').replace('davit_', 'vz_davit_')
+    return re.sub(r'^rmt_[tsbl]', lambda match: {'t': 'rmt_tiny', 's': 'rmt_small', 'b': 'rmt_base', 'l': 'rmt_large'}[match[0][-1]], name)
 
 
 def limit(facts: dict) -> float:
     """The largest error of a case that is rounding.
 
-    Dense STViT: the published mask adds -1000 to every logit of a map that needs no padding, which rounds the logits.
+    Dense STViT: the published mask adds -1000 to every logit of a map that needs no padding, which rounds the logits. RMT: rounding of
+    the published code itself is above 1e-6.
     """
-    return 2e-5 if facts['model'].endswith('_dense') else 1e-5
+    return 2e-5 if facts['model'].endswith('_dense') or facts['family'] == 'rmt' else 1e-5
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:

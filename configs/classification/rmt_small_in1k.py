@@ -1,0 +1,4 @@
+# RMT-S: 84.1 % (paper). DeiT's recipe with EMA, whose weights are those of the published logs' best figures but for RMT-T; drop path
+# 0.15 by the published code.
+_base_ = '../_base_/imagenet_deit.py'
+model = dict(model_name='rmt_small', drop_path_rate=0.15)
