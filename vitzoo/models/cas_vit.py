@@ -134,6 +134,7 @@ class Block(nn.Module):
     def fuse(self) -> nn.Module:
         """Fold norm1 into qkv and norm2 into fc1 (inference only)."""
         qkv = self.attn.qkv
+        require_plain(nn.Linear, qkv, self.mlp.fc1)
         if qkv.bias is None:
             qkv.bias = nn.Parameter(qkv.weight.new_zeros(len(qkv.weight)), requires_grad=False)
         self.norm1 = fold_norm_before(self.norm1, qkv)
@@ -369,7 +370,7 @@ default_cfgs = generate_default_cfgs({
 })
 
 VARIANTS = {
-    'cas_vit_micro': dict(embed_dims=(32, 48, 96, 160), depths=(1, 1, 2, 1)),
+    'cas_vit_micro': dict(embed_dims=(32, 64, 128, 192), depths=(1, 1, 2, 1)),
     'cas_vit_xs': dict(embed_dims=(48, 56, 112, 220), depths=(2, 2, 4, 2)),
     'cas_vit_s': dict(embed_dims=(48, 64, 128, 256), depths=(3, 3, 6, 3)),
     'cas_vit_m': dict(embed_dims=(64, 96, 192, 384), depths=(3, 3, 6, 3)),
