@@ -30,6 +30,11 @@ NUMBERS = {name: Numbers(*numbers) for name, numbers in {
     'biformer_base': (56_804_968, 9_758_990_208, 369.4, 712),
     'biformer_stl': (28_372_552, 4_573_874_496, 168.3, 265),
     'biformer_stl_nchw': (28_372_552, 4_573_874_496, 197.5, 299),
+    'cas_vit_micro': (1_671_880, 260_293_952, 58.75, 306),
+    'cas_vit_xs': (2_979_700, 546_784_968, 133.82, 596),
+    'cas_vit_s': (5_507_224, 911_992_576, 208.27, 886),
+    'cas_vit_m': (12_036_520, 1_859_099_520, 291.83, 886),
+    'cas_vit_t': (21_250_120, 3_556_915_712, 415.48, 886),
     'lookupvit_micro': (1_865_968, 503_738_880, 40.2, 193),
     'lookupvit_tiny_patch16': (9_047_504, 578_994_048, 36.7, 484),
     'lookupvit_small_patch16': (34_902_992, 2_183_397_120, 73.4, 484),
@@ -60,6 +65,7 @@ NUMBERS = {name: Numbers(*numbers) for name, numbers in {
 # MB moved and operators after `reparameterize_model`
 FOLDED = {
     'biformer_small': (244.8, 677),
+    'cas_vit_s': (199.7, 820),
     'lookupvit_small_patch16': (69.1, 460),
     'stvit_small': (162.6, 335),
     'svit_small': (215.7, 430),

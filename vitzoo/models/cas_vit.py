@@ -6,6 +6,8 @@ The only norm is BatchNorm, so that nothing but these is left after folding. Pub
 
 Shapes: B batch, H W map, C channels.
 """
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from ..layers import (
     fold_norm_before,
     linear_of,
     on_nchw,
+    pointwise_conv,
     require_plain,
 )
 from ..weights.files import StateDict
@@ -35,18 +38,17 @@ __all__ = ['CASViT']
 
 
 def mean_around(x: torch.Tensor, window: tuple[int, int] | None = None) -> torch.Tensor:
-    """The mean of a map (B, H, W, C): of all positions, (B, 1, 1, C); with a smaller window that around each position, (B, H, W, C).
+    """The mean of a map (B, C, H, W): of all positions, (B, C, 1, 1); with a smaller window that around each position, (B, C, H, W).
 
     At the border it is that of the last whole window (https://arxiv.org/abs/2112.04491).
     """
-    H, W = x.shape[1:3]
+    H, W = x.shape[2:]
     if window is None or (window[0] >= H and window[1] >= W):
-        return x.mean((1, 2), keepdim=True)
+        return x.mean((2, 3), keepdim=True)
     h, w = min(window[0], H), min(window[1], W)
-    x = x.permute(0, 3, 1, 2)
     x = F.avg_pool2d(F.avg_pool2d(x, (h, 1), stride=1), (1, w), stride=1)
     top, left = (h - 1) // 2, (w - 1) // 2
-    return F.pad(x, (left, w - 1 - left, top, h - 1 - top), mode='replicate').permute(0, 2, 3, 1)
+    return F.pad(x, (left, w - 1 - left, top, h - 1 - top), mode='replicate')
 
 
 class Gates(nn.Module):
@@ -65,7 +67,8 @@ class Gates(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         near = self.act(on_nchw(self.norm, on_nchw(self.dwconv, x)))
         x = x * self.position(near).sigmoid()
-        return x * self.channel(mean_around(x, self.window)).sigmoid()
+        mean = mean_around(x.permute(0, 3, 1, 2), self.window).permute(0, 2, 3, 1)
+        return x * self.channel(mean).sigmoid()
 
     def fuse(self) -> nn.Module:
         """Fold the batch norm into the convolution (inference only)."""
@@ -140,6 +143,65 @@ class Block(nn.Module):
         self.norm1 = fold_norm_before(self.norm1, qkv)
         self.norm2 = fold_norm_before(self.norm2, self.mlp.fc1)
         return self
+
+    def deploy(self, runtime: str) -> nn.Module:
+        """With channels first and one layer for each of q, k, v, if all is folded; pointwise layers become convolutions unless they are to
+        be quantised. Raises ValueError if the linear layers are more than their weight."""
+        norms = self.norm1, self.norm2, self.local.norm, self.attn.gates_q.norm, self.attn.gates_k.norm
+        if not all(type(norm) is nn.Identity for norm in norms):
+            return self
+        return DeployedBlock(self, OnNhwc if runtime == 'onnx-int8' else pointwise_conv)
+
+
+class OnNhwc(nn.Module):
+    """A linear layer of a map (B, C, H, W) -> (B, C', H, W): the matrix product that runtimes have in 8 bits."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DeployedGates(nn.Module):
+    """`Gates` of a map (B, C, H, W)."""
+
+    def __init__(self, gates: Gates):
+        super().__init__()
+        require_plain(nn.Linear, gates.position, gates.channel)
+        self.window = gates.window
+        self.near = nn.Sequential(gates.dwconv, gates.act, pointwise_conv(gates.position))
+        self.channel = pointwise_conv(gates.channel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.near(x).sigmoid()
+        return x * self.channel(mean_around(x, self.window)).sigmoid()
+
+
+class DeployedBlock(nn.Module):
+    """`Block` whose map is NCHW from its first layer to its last; (B, H, W, C) in and out.
+
+    pointwise: makes the layers of one position, of maps (B, C, H, W), from the linear ones.
+    """
+
+    def __init__(self, block: Block, pointwise: Callable[[nn.Linear], nn.Module]):
+        super().__init__()
+        local, attn, mlp = block.local, block.attn, block.mlp
+        require_plain(nn.Linear, local.fc1, local.fc2, attn.qkv, mlp.fc1, mlp.fc2)
+        self.local = nn.Sequential(pointwise(local.fc1), local.dwconv, local.act, pointwise(local.fc2))
+        # one product and a split would be two passes over the map
+        self.q, self.k, self.v = (
+            pointwise(linear_of(weight, bias)) for weight, bias in zip(attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3), strict=True))
+        self.gates_q, self.gates_k = DeployedGates(attn.gates_q), DeployedGates(attn.gates_k)
+        self.context, self.proj = attn.context, attn.proj
+        self.mlp = nn.Sequential(pointwise(mlp.fc1), mlp.act, pointwise(mlp.fc2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.permute(0, 3, 1, 2)
+        x = x + self.local(x)
+        x = x + self.proj(self.context(self.gates_q(self.q(x)) + self.gates_k(self.k(x))) * self.v(x))
+        return (x + self.mlp(x)).permute(0, 2, 3, 1)
 
 
 class Downsample(nn.Module):
@@ -349,24 +411,24 @@ def _cfg(**kwargs) -> dict:
     }
 
 
-def _share(file_id: str, **kwargs) -> dict:
-    """Published on a share that no program can download from."""
+def _share(file_id: str, filename: str, **kwargs) -> dict:
+    """Published on a share that no program can download from; `filename` is where our configs look for it."""
     return _cfg(
-        origin_url='https://github.com/Tianfang-Zhang/CAS-ViT', notes=(f'https://drive.google.com/file/d/{file_id}',),
+        origin_url=f'https://drive.google.com/file/d/{file_id}', notes=(f'file: {filename}',),
         paper_ids='arXiv:2408.03703', license='mit', **kwargs)
 
 
 _384 = dict(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0, crop_mode='squash')
 default_cfgs = generate_default_cfgs({
     'cas_vit_micro.untrained': _cfg(description='our own, for tests and tutorials; no weights', license='apache-2.0'),
-    'cas_vit_xs.in1k': _share('16wKcwF6QMW5w_lyPYnDKjMNuoxQDfrLK'),
-    'cas_vit_xs.in1k_384': _share('1kwRPtJ4FdmNeTm2MsiFN7N2DJpou3Pgl', **_384),
-    'cas_vit_s.in1k': _share('1facFRq8s8oelYUtK1fj3fcfdoWoKDBQQ'),
-    'cas_vit_s.in1k_384': _share('1UagCihMWmNCmYGC1DV5euAvA5TONI818', **_384),
-    'cas_vit_m.in1k': _share('13sQpSEf0h_uuh0jRy9V0yIW6ZsbDpVGy'),
-    'cas_vit_m.in1k_384': _share('1pTwKKRLPA7vBfk_KTgJ4J1Jq3ttkh3O2', **_384),
-    'cas_vit_t.in1k': _share('1NqoIUPbwBC91RTjTUvubAbOfGqo1VYT0'),
-    'cas_vit_t.in1k_384': _share('1N5Y81Vcyf2ox41TC3wlRBxgQPYaEndTW', **_384),
+    'cas_vit_xs.in1k': _share('16wKcwF6QMW5w_lyPYnDKjMNuoxQDfrLK', 'cas_vit_xs_in1k.pth'),
+    'cas_vit_xs.in1k_384': _share('1kwRPtJ4FdmNeTm2MsiFN7N2DJpou3Pgl', 'cas_vit_xs_in1k_384.pth', **_384),
+    'cas_vit_s.in1k': _share('1facFRq8s8oelYUtK1fj3fcfdoWoKDBQQ', 'cas_vit_s_in1k.pth'),
+    'cas_vit_s.in1k_384': _share('1UagCihMWmNCmYGC1DV5euAvA5TONI818', 'cas_vit_s_in1k_384.pth', **_384),
+    'cas_vit_m.in1k': _share('13sQpSEf0h_uuh0jRy9V0yIW6ZsbDpVGy', 'cas_vit_m_in1k.pth'),
+    'cas_vit_m.in1k_384': _share('1pTwKKRLPA7vBfk_KTgJ4J1Jq3ttkh3O2', 'cas_vit_m_in1k_384.pth', **_384),
+    'cas_vit_t.in1k': _share('1NqoIUPbwBC91RTjTUvubAbOfGqo1VYT0', 'cas_vit_t_in1k.pth'),
+    'cas_vit_t.in1k_384': _share('1N5Y81Vcyf2ox41TC3wlRBxgQPYaEndTW', 'cas_vit_t_in1k_384.pth', **_384),
 })
 
 VARIANTS = {
