@@ -126,7 +126,7 @@ def tables(page, column):
 def names_in(cell):
     """`svit_small`, `base` -> svit_small, svit_base."""
     first, *others = re.findall(r'`([^`]+)`', cell.split(' (')[0]) or ['']
-    return [first, *(re.sub('tiny|small', other, first) for other in others)]
+    return [first, *(re.sub('tiny|small|xs', other, first) for other in others)]
 
 
 def numbers_in(cell):
