@@ -30,6 +30,11 @@ NUMBERS = {name: Numbers(*numbers) for name, numbers in {
     'biformer_base': (56_804_968, 9_758_990_208, 369.4, 712),
     'biformer_stl': (28_372_552, 4_573_874_496, 168.3, 265),
     'biformer_stl_nchw': (28_372_552, 4_573_874_496, 197.5, 299),
+    'cas_vit_micro': (1_671_880, 260_293_952, 58.75, 306),
+    'cas_vit_xs': (2_979_700, 546_784_968, 133.82, 596),
+    'cas_vit_s': (5_507_224, 911_992_576, 208.27, 886),
+    'cas_vit_m': (12_036_520, 1_859_099_520, 291.83, 886),
+    'cas_vit_t': (21_250_120, 3_556_915_712, 415.48, 886),
     'dualtoken_vit_micro': (1_500_564, 179_467_384, 28.8, 246),
     'dualtoken_vit_tiny': (5_860_702, 493_789_472, 52.6, 544),
     'dualtoken_vit_small': (11_295_100, 997_357_568, 76.8, 642),
@@ -71,6 +76,7 @@ NUMBERS = {name: Numbers(*numbers) for name, numbers in {
 # MB moved and operators after `reparameterize_model`
 FOLDED = {
     'biformer_small': (244.8, 677),
+    'cas_vit_s': (199.7, 820),
     'lookupvit_small_patch16': (69.1, 460),
     'stvit_small': (162.6, 335),
     'svit_small': (215.7, 430),
@@ -131,7 +137,7 @@ def tables(page, column):
 def names_in(cell):
     """`svit_small`, `base` -> svit_small, svit_base."""
     first, *others = re.findall(r'`([^`]+)`', cell.split(' (')[0]) or ['']
-    return [first, *(re.sub('tiny|small', other, first) for other in others)]
+    return [first, *(re.sub('tiny|small|xs', other, first) for other in others)]
 
 
 def numbers_in(cell):

@@ -34,7 +34,8 @@ class DenseBackbone(nn.Module):
         pretrained: load the published weights of the tag, downloading them if needed.
         checkpoint_path: what `load` takes: a file in any published layout; instead of `pretrained`.
         out_norm: True for the normalisation that the family's published dense code puts on its outputs (a LayerNorm over the
-            channels with the `dense_norm_eps` of the model class; most have none), `'layer'` for a LayerNorm on any, False for none.
+            channels with the `dense_norm_eps` of the model class, or another norm by its `dense_norm`; most have none), `'layer'` for a
+            LayerNorm on any, False for none.
         frozen_stages: 0 freezes the stem, k also the first k stages (quarters of a columnar model's blocks): no gradient, and eval mode
             whatever `train()` says. -1: nothing.
         norm_eval: keep every BatchNorm in eval mode, so that its running statistics stay as they are.
@@ -292,7 +293,11 @@ def _inner(body: nn.Module) -> nn.Module:
 def _output_norm(model: nn.Module, out_norm: bool | str) -> Callable[[int], nn.Module]:
     if out_norm == 'layer':
         return LayerNorm2d
-    eps = getattr(model, 'dense_norm_eps', None) if out_norm else None
+    if not out_norm:
+        return lambda channels: nn.Identity()
+    if kind := getattr(model, 'dense_norm', None):
+        return kind
+    eps = getattr(model, 'dense_norm_eps', None)
     return partial(LayerNorm2d, eps=eps) if eps else lambda channels: nn.Identity()
 
 

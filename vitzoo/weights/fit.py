@@ -66,7 +66,8 @@ def _fit_backbone(
         _refuse_reduction(inside, [name for name in own_state(model) if name not in learned], source)
     conversion = convert({name: state[old] for name, old in inside.items()}, model)
     own, beside = own_state(model), _beside(wrapper, model)
-    fit = _Fit(keep_counters(conversion.state, model), {**own, **beside}, new=[*conversion.new, *learned])
+    state = {**{name: value for name, value in beside.items() if name.endswith('.num_batches_tracked')}, **conversion.state}
+    fit = _Fit(keep_counters(state, model), {**own, **beside}, new=[*conversion.new, *learned])
 
     fit.drop([name for name in fit.state if BESIDE_MODEL.match(name) and name not in fit.own])
     fit.new += [name for name in beside if name not in fit.state]

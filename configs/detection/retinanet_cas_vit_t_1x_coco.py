@@ -1,0 +1,5 @@
+# RetinaNet with CAS-ViT-T on COCO, 1x. The optimizer of detection/configs/RCViT/retinanet_rcvit_t_fpn_1x_coco_bs4.py in
+# Tianfang-Zhang/CAS-ViT: 2e-4 for 8 x 4 images, which is 1e-4 for 8 x 2, and weight decay 1e-4 on all parameters.
+_base_ = ['../_base_/retinanet_1x_coco.py', '../_base_/backbones/cas_vit_t.py']
+model = dict(backbone=_base_.detection, neck=dict(in_channels=_base_.channels[1:]))
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-4), paramwise_cfg=dict(_delete_=True))
