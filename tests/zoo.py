@@ -47,6 +47,13 @@ def is_columnar(name: str) -> bool:
         return len({level['reduction'] for level in timm.create_model(name).feature_info}) == 1
 
 
+@functools.cache
+def attends(name: str) -> bool:
+    """Whether a model of ours has attention among positions, whose maps and groups can be seen."""
+    with torch.device('meta'):
+        return getattr(timm.create_model(name), 'attends', True)
+
+
 def is_large(name: str) -> bool:
     """Whether a name says base, large or huge, as of a model or of a golden case."""
     return bool(re.search(r'_(base|large|huge)', name))

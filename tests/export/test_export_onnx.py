@@ -83,6 +83,7 @@ def test_a_classifier_runs_at_any_batch(classifier):
     np.testing.assert_allclose(found['logits'], expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_features_at_an_odd_size(features):
     model, path, _ = features
     images = torch.randn(2, 3, 57, 83)
@@ -151,9 +152,12 @@ def test_any_timm_model(name, options, size, tmp_path):
     assert report.model == name and report.max_error <= 1e-5 and len(report.checks) == 2
 
 
+QUICK = 'svit_micro', 'lookupvit_micro', 'rmt_micro'  # of the next test
+
+
 @pytest.mark.parametrize('opset, size', [(17, (224, 224)), pytest.param(20, (72, 136), marks=pytest.mark.slow)], ids=['17', '20'])
 @pytest.mark.parametrize('features_only', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['classifier', 'features'])
-@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.FIRST.values(), zoo.MICRO))
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in QUICK, zoo.MICRO))
 def test_every_model(name, features_only, opset, size, tmp_path):
     """By the older exporter, and by the usual one at a size that is padded in every stage; weights show what attention sees."""
     model = zoo.build(name, features_only=features_only)

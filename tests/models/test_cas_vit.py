@@ -192,6 +192,11 @@ def test_new_classifier_keeps_the_norm_of_the_features():
     assert model.head.norm is norm
 
 
+def test_gates_group_nothing():
+    with pytest.raises(ValueError, match='cas_vit_micro has no token maps'):
+        vitzoo.token_map(timm.create_model('cas_vit_micro'), torch.randn(3, 64, 64))
+
+
 def test_local_perception_is_never_dropped():
     block = Block(6, 2., drop_path=0.999).train()
     nn.init.zeros_(block.local.fc2.weight)

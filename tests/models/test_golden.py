@@ -12,7 +12,7 @@ import zoo
 import vitzoo
 from vitzoo.dense import DenseBackbone
 
-SLOW = re.compile(r'_(base|large)|davit_small|swin_small_dense-(224|256x320)|biformer_small\.')
+SLOW = re.compile(r'_(base|large)|davit_small|swin_small_dense-(224|256x320)|biformer_small\.|rmt_[bl]')
 CASES = zoo.slow_if(SLOW.search, sorted(
     str(path.relative_to(golden.DATA)) for family in zoo.FAMILIES for path in golden.DATA.glob(f'{family}/*.npz')))
 SMALL = 'svit/svit_small-balanced.npz'

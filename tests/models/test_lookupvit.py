@@ -322,7 +322,8 @@ def test_bad_compressed_size_is_refused(size):
     assert model.compressed_size == (5, 5)
 
 
-@pytest.mark.parametrize('size, strict', [((2, 7), False), pytest.param(3, True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('size, strict', [((2, 7), False), (3, True)])
 def test_compiles_and_exports_at_any_compressed_size(size, strict):
     model = build(depth=2)
     model.set_compressed_size(size)

@@ -103,14 +103,14 @@ def test_every_model_is_in_the_table():
     assert set(NUMBERS) == set(zoo.NAMES)
 
 
-@pytest.mark.parametrize('name', zoo.slow_if(lambda name: zoo.is_large(name) or '_small' in name, NUMBERS))
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.MICRO, NUMBERS))
 def test_numbers(name):
     found, expected = cost(name), NUMBERS[name]
     assert (found.params, found.macs, found.operators) == (expected.params, expected.macs, expected.operators)
     assert found.bytes_moved / 1e6 == pytest.approx(expected.megabytes, abs=0.06)
 
 
-@pytest.mark.parametrize('name', FOLDED)
+@pytest.mark.parametrize('name', zoo.first_quick(FOLDED))
 def test_numbers_of_a_folded_model(name):
     found, (megabytes, operators) = cost(name, fold=True), FOLDED[name]
     assert found.operators == operators and found.bytes_moved / 1e6 == pytest.approx(megabytes, abs=0.06)

@@ -379,7 +379,7 @@ class _Moves(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('train', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['eval', 'train'])
 @pytest.mark.parametrize('wrapper', [timm.create_model, DenseBackbone])
 @pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in zoo.MICRO, zoo.NAMES))
 def test_second_forward_moves_nothing_between_devices(name, wrapper, train):

@@ -21,7 +21,7 @@ def total(model, size):
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('size', [128, pytest.param(224, marks=pytest.mark.slow)])  # in some, masked keys, or projections that merge
-@pytest.mark.parametrize('name', zoo.MICRO)
+@pytest.mark.parametrize('name', zoo.slow_if(lambda name: name not in ('svit_micro', 'stvit_deit_micro', 'cas_vit_micro'), zoo.MICRO))
 def test_on_every_family(name, size):
     model = timm.create_model(name).eval()
     with torch.no_grad():

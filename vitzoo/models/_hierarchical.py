@@ -54,6 +54,7 @@ class Hierarchical(PublishedWeights, nn.Module):
     # facts that the rest of the package reads; a family states those that are otherwise
     columnar = False  # maps of one stride
     any_size = True  # padding is done inside
+    attends = True  # has attention among positions, whose maps and groups can be seen
     selects = False  # makes choices that a rounding difference can flip
     dense_norm_eps: float | None = None  # of the LayerNorm that the published dense code puts on each map; None where it has none
 

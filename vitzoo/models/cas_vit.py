@@ -347,6 +347,7 @@ class CASViT(Hierarchical):
         ValueError: on numbers that do not fit together.
     """
     layouts = (DENSE, CLASSIFIER, DISTILLED)
+    attends = False  # gates instead
     dense_norm = nn.BatchNorm2d  # norm0, norm2, norm4 and norm6 of the published dense backbones
 
     @check_types

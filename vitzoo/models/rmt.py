@@ -146,8 +146,9 @@ class AxialRetention(Retention):
         if columns > L:
             k = F.pad(k, (0, 0, 0, columns - L))
         logits = q @ k.transpose(3, 4)
-        weights = logits.add_(decay_table(L, *self.decay, columns, like=q)).softmax(-1)
-        return self.sdp_attn.attn_drop(weights)[..., :L] @ v
+        weights = logits.add_(decay_table(L, *self.decay, columns, like=q)).softmax(-1)[..., :L]
+        # hooks find maps of four axes, as everywhere
+        return self.sdp_attn.attn_drop(weights.flatten(0, 1)).unflatten(0, (-1, q.shape[1])) @ v
 
 
 class FullRetention(Retention):
