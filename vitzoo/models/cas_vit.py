@@ -442,7 +442,7 @@ VARIANTS = {
 
 
 def _create_cas_vit(variant: str, pretrained: bool, **kwargs) -> CASViT:
-    if kwargs.get('distilled'):
+    if kwargs.get('distilled') is True:
         kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'classifier': ('head.fc', 'head.fc_dist')}
     return build_model(CASViT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
 
