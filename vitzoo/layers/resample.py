@@ -28,12 +28,12 @@ def resize_tokens(x: torch.Tensor, size: Size, new_size: Size, kernel: str = 'bi
     """Resample the map (B, h * w, D) of one size to another: two matrix products, so that no runtime needs to know how."""
     if size == new_size:
         return x
-    B, _, D = x.shape
+    D = x.shape[2]
     rows, cols = (resize_matrix(n, m, kernel, like=x) for n, m in zip(size, new_size, strict=True))
     (h, w), (m, n) = size, new_size
-    x = torch.matmul(rows, x.reshape(B, h, w * D))
-    x = torch.matmul(cols, x.reshape(B * m, w, D))
-    return x.reshape(B, m * n, D)
+    x = torch.matmul(rows, x.reshape(-1, h, w * D))
+    x = torch.matmul(cols, x.reshape(-1, w, D))
+    return x.reshape(-1, m * n, D)
 
 
 def resize_table(table: torch.Tensor, size: Size, new_size: Size, kernel: str) -> torch.Tensor:

@@ -44,11 +44,11 @@ __all__ = ['DualTokenViT']
 
 def halve(x: torch.Tensor) -> torch.Tensor:
     """Map (B, H, W, C) -> means of 2 x 2 positions (B, ceil(H / 2), ceil(W / 2), C); an odd side is resampled."""
-    B, H, W, C = x.shape
+    _, H, W, C = x.shape
     if H % 2 == 0 and W % 2 == 0:
         return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     size = -(-H // 2), -(-W // 2)
-    return resize_tokens(x.flatten(1, 2), (H, W), size).unflatten(1, size)
+    return resize_tokens(x.flatten(1, 2), (H, W), size).reshape(-1, *size, C)
 
 
 def pad_to_even(x: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,7 @@ class AxialRetention(Retention):
             decay = decay_table(L, *self.decay, like=q)
             return self.sdp_attn(*(x.contiguous().flatten(0, 1) for x in (q, k, v)), decay, scale=1).unflatten(0, q.shape[:2])
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if len(q) > 1 and not (traced or torch.is_grad_enabled()) and q.numel() // q.shape[4] * L > MOST_CACHED:
+        if not traced and len(q) > 1 and not torch.is_grad_enabled() and q.numel() // q.shape[4] * L > MOST_CACHED:
             x = q.new_empty(q.shape)  # image by image, whose maps of attention find the same memory again
             for i in range(len(q)):
                 x[i:i + 1] = self.attend_lines(q[i:i + 1], k[i:i + 1], v[i:i + 1])
@@ -143,12 +143,13 @@ class AxialRetention(Retention):
         # On a CPU lines are too short for the fused kernel to pay, and a softmax of fewer numbers than a register holds takes them one by
         # one: the keys are filled up.
         columns = L if traced else max(L, LEAST_SOFTMAX)
+        lines = q.shape[1]
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # compilers and hooks know attention of four axes
         if columns > L:
             k = F.pad(k, (0, 0, 0, columns - L))
-        logits = q @ k.transpose(3, 4)
+        logits = q @ k.transpose(2, 3)
         weights = logits.add_(decay_table(L, *self.decay, columns, like=q)).softmax(-1)[..., :L]
-        # hooks find maps of four axes, as everywhere
-        return self.sdp_attn.attn_drop(weights.flatten(0, 1)).unflatten(0, (-1, q.shape[1])) @ v
+        return (self.sdp_attn.attn_drop(weights) @ v).unflatten(0, (-1, lines))
 
 
 class FullRetention(Retention):
@@ -169,7 +170,7 @@ class FullRetention(Retention):
         for i in range(0, H, rows):
             decay = decay_h[:, i:i + rows, None, :, None] + decay_w[:, None, :, None, :]  # (n, rows, W, H, W)
             some = q[:, :, i * W:(i + rows) * W]
-            parts.append(attend(some, k, v, decay.view(n, -1, N), scale=1, drop=self.sdp_attn.attn_drop, fused=fused))
+            parts.append(attend(some, k, v, decay.flatten(3).flatten(1, 2), scale=1, drop=self.sdp_attn.attn_drop, fused=fused))
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return x.transpose(1, 2).unflatten(1, (H, W))
 
@@ -414,6 +415,7 @@ class RMT(Hierarchical):
         self.aux_head = nn.Identity()
         if self.token_label and self.num_classes:
             self.aux_head = nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype)
+        self.aux_head.train(self.training)
 
     def make_head(self, **factory_kwargs) -> nn.Module:
         projected = self.token_label and isinstance(self.proj, Projection)  # not pruned
