@@ -168,7 +168,8 @@ class FullRetention(Retention):
         rows = max(1, MOST_DECAY // (n * W * N))
         parts = []
         for i in range(0, H, rows):
-            decay = decay_h[:, i:i + rows, None, :, None] + decay_w[:, None, :, None, :]  # (n, rows, W, H, W)
+            # (n, rows, W, H, W), of plain numbers where torch.compile has made those of the tables symbolic
+            decay = decay_h[:, i:i + rows].reshape(n, -1, 1, H, 1) + decay_w.reshape(n, 1, W, 1, W)
             some = q[:, :, i * W:(i + rows) * W]
             parts.append(attend(some, k, v, decay.flatten(3).flatten(1, 2), scale=1, drop=self.sdp_attn.attn_drop, fused=fused))
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
