@@ -121,11 +121,19 @@ def test_every_model(name, form):
 
 @pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'svit_micro', zoo.FIRST.values()))
 def test_form_to_be_quantised_has_no_pointwise_convolution_more(name):
-    model = zoo.build(name)
+    """But for what is under a hundredth of the multiply-adds, such as gates, where 8 bits do not pay."""
+    model, image = zoo.build(name), torch.randn(1, 3, 112, 144)
 
+    @torch.no_grad()
     def pointwise(m):
-        return sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1 for layer in m.modules())
-    assert pointwise(check_deployed(model, (112, 144), 'onnx-int8')) == pointwise(model)
+        macs = []
+        for layer in m.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+                layer.register_forward_hook(lambda layer, args, out: macs.append(out.numel() * layer.in_channels))
+        m(image)
+        return sum(macs)
+    total = vitzoo.profile(model, (112, 144)).macs
+    assert pointwise(check_deployed(model, (112, 144), 'onnx-int8')) - pointwise(model) < total / 100
 
 
 TIMM = {

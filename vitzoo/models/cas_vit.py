@@ -165,14 +165,14 @@ class OnNhwc(nn.Module):
 
 
 class DeployedGates(nn.Module):
-    """`Gates` of a map (B, C, H, W); pointwise as in `DeployedBlock`."""
+    """`Gates` of a map (B, C, H, W), of convolutions for 8 bits too: their products are too small to be worth finding ranges for."""
 
-    def __init__(self, gates: Gates, pointwise: Callable[[nn.Linear], nn.Module]):
+    def __init__(self, gates: Gates):
         super().__init__()
         require_plain(nn.Linear, gates.position, gates.channel)
         self.window = gates.window
-        self.near = nn.Sequential(gates.dwconv, gates.act, pointwise(gates.position))
-        self.channel = pointwise(gates.channel)
+        self.near = nn.Sequential(gates.dwconv, gates.act, pointwise_conv(gates.position))
+        self.channel = pointwise_conv(gates.channel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * self.near(x).sigmoid()
@@ -193,7 +193,7 @@ class DeployedBlock(nn.Module):
         # one product and a split would be two passes over the map
         self.q, self.k, self.v = (
             pointwise(linear_of(weight, bias)) for weight, bias in zip(attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3), strict=True))
-        self.gates_q, self.gates_k = (DeployedGates(gates, pointwise) for gates in (attn.gates_q, attn.gates_k))
+        self.gates_q, self.gates_k = DeployedGates(attn.gates_q), DeployedGates(attn.gates_k)
         self.context, self.proj = attn.context, attn.proj
         self.mlp = nn.Sequential(pointwise(mlp.fc1), mlp.act, pointwise(mlp.fc2))
 
