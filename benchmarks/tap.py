@@ -1,7 +1,6 @@
 """What TAP and ADL cost on one thread of a CPU, for the tables of docs/tap_adl.md: python -m benchmarks.tap"""
 import copy
 import statistics
-import time
 
 import timm
 import torch
@@ -9,19 +8,8 @@ import torch.nn.functional as F
 
 from vitzoo.layers import TokenAwarePooling
 from vitzoo.losses import AttentionDiversification, collect_attention
+from vitzoo.profiling import take_turns
 from vitzoo.tap import wrap_tap
-
-
-def in_turns(runs: dict, rounds: int, repeats: int = 1) -> dict[str, list[float]]:
-    """Milliseconds of CPU time of each function in each round, after one that warms up."""
-    times = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.process_time()
-            for _ in range(repeats):
-                run()
-            times[name].append(1e3 * (time.process_time() - start) / repeats)
-    return {name: values[1:] for name, values in times.items()}
 
 
 def spread(values: list[float]) -> str:
@@ -42,8 +30,8 @@ def operator() -> None:
         x = torch.randn(batch, 448, 14, 14)
         last = x.permute(0, 2, 3, 1).contiguous()
         runs = {'forward': lambda y=last: tap(y), 'forward_nchw': lambda y=x: tap.forward_nchw(y), 'unfolded': lambda y=x: unfolded(tap, y)}
-        for name, values in in_turns(runs, rounds=12, repeats=5).items():
-            print(f'batch {batch} {name:13} {spread(values)} ms')
+        for name, values in take_turns(runs, rounds=12, min_seconds=0.3).cpu.items():
+            print(f'batch {batch} {name:13} {spread([1e3 * seconds for seconds in values])} ms')
 
 
 def model() -> None:
@@ -68,12 +56,11 @@ def model() -> None:
     training = {'plain': lambda: train(plain, False), 'TAP 4': lambda: train(pooled[4], False), 'ADL': lambda: train(plain, True),
                 'TAP 4 and ADL': lambda: train(pooled[4], True)}
     for kind, runs in {'inference': inference, 'training': training}.items():
-        times = in_turns(runs, rounds=9)
+        times = take_turns(runs, rounds=9, min_seconds=0.3).cpu
         for name, values in times.items():
             print(f'{kind} {name:13} {spread([a / b for a, b in zip(values, times["plain"], strict=True)])} of plain')
 
 
 if __name__ == '__main__':
-    torch.set_num_threads(1)
     operator()
     model()

@@ -18,6 +18,9 @@ from .checks import check_ratios as check_ratios
 from .checks import check_stages as check_stages
 from .checks import check_token_pool as check_token_pool
 from .checks import precision_of as precision_of
+from .convolutional import ConvMlp as ConvMlp
+from .convolutional import Downsample as Downsample
+from .convolutional import Projection as Projection
 from .fold import fold_batch_norm as fold_batch_norm
 from .fold import fold_identity as fold_identity
 from .fold import fold_layer_scale as fold_layer_scale

@@ -17,6 +17,7 @@ from timm.models import generate_default_cfgs, register_model
 
 from ..arguments import check_types
 from ..layers import (
+    Downsample,
     Gelu,
     channels_last,
     check_pair,
@@ -202,23 +203,6 @@ class DeployedBlock(nn.Module):
         x = x + self.local(x)
         x = x + self.proj(self.context(self.gates_q(self.q(x)) + self.gates_k(self.k(x))) * self.v(x))
         return (x + self.mlp(x)).permute(0, 2, 3, 1)
-
-
-class Downsample(nn.Module):
-    """3x3 convolution of stride 2 and batch norm, (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C')."""
-
-    def __init__(self, in_dim: int, dim: int, device=None, dtype=None):
-        super().__init__()
-        self.conv = nn.Conv2d(in_dim, dim, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype)
-        self.norm = nn.BatchNorm2d(dim, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return on_nchw(self.norm, on_nchw(self.conv, x))
-
-    def fuse(self) -> nn.Module:
-        """Fold the batch norm into the convolution (inference only)."""
-        self.conv, self.norm = fold_batch_norm(self.conv, self.norm)
-        return self
 
 
 class Stem(nn.Sequential):

@@ -21,7 +21,10 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from ..arguments import check_range, check_types, show
 from ..layers import (
     MOST,
+    ConvMlp,
+    Downsample,
     Gelu,
+    Projection,
     SoftmaxAttention,
     attend,
     cells,
@@ -43,7 +46,6 @@ from ..weights.files import StateDict
 from ..weights.layout import Conversion, Layout
 from ._builder import build_model
 from ._hierarchical import Hierarchical, Stage
-from .svit import ConvMlp, Downsample, Projection
 
 __all__ = ['RMT']
 
