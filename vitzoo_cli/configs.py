@@ -65,7 +65,7 @@ def carry_out(action: str, args: argparse.Namespace, output: Output, prepare):
         cfg = prepare(args)
         rank = int(os.environ.get(RANK.get(args.launcher, ''), 0))
         if rank:  # the first process speaks for all
-            output.stdout = output.stderr = stack.enter_context(open(os.devnull, 'w'))
+            output.silence()
         console = None
         if log:
             console = Path(cfg.work_dir, CONSOLE if not rank else f'{rank}.{CONSOLE}')

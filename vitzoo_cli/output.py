@@ -1,4 +1,5 @@
 """What the commands print: tables and progress by rich where it is installed, plain text where it is not, JSON for machines."""
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,10 @@ class Output:
         self.as_json = as_json
         self.stdout, self.stderr = sys.stdout, sys.stderr
         self._bar = None  # the rich one that is shown
+
+    def silence(self) -> None:
+        """Print nothing from here on."""
+        self.stdout = self.stderr = open(os.devnull, 'w')
 
     def json(self, data: object) -> None:
         """Print `data`, if JSON was asked for."""

@@ -26,7 +26,8 @@ def config_path(name: str) -> Path:
         names = [p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.glob('[!_]*/*.py')]
         if not names:
             raise ValueError(f'{CONFIGS} holds no configs: it is part of the package and of every clone, and was removed from this one')
-        close = sorted((n for n in names if name in n), key=lambda n: (not n.endswith(f'/{name}'), len(n)))[:3] or difflib.get_close_matches(name, names, n=3)
+        containing = sorted((n for n in names if name in n), key=lambda n: (not n.endswith(f'/{name}'), len(n)))
+        close = containing[:3] or difflib.get_close_matches(name, names, n=3)
         raise ValueError(f'no config {name!r}' + (f'; did you mean {", ".join(close)}?' if close else f'; they are in {CONFIGS}'))
     return path
 
