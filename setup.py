@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r"__version__ = '([^']+)'", (here / 'vitzoo' / '__init__.py').read_text()).group(1)
+version = re.search(r"__version__ = '([^']+)'", (here / 'vitzoo_runtime' / '__init__.py').read_text()).group(1)
 
 mm_base = [
     'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2',

@@ -182,7 +182,7 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
     scene, files = str(tmp_path / 'data' / 'detection' / 'test' / '000000.png'), result['files']
     assert main(['predict', scene, '--config', files['config'], '--checkpoint', files['checkpoint'], '--out', str(tmp_path / 'a')]) == 0
     assert main(['predict', scene, '--onnx', files['ONNX'], '--out', str(tmp_path / 'b')]) == 0
-    assert main(['convert', files['checkpoint'], '--model', 'svit_micro', '--features', '--out', str(tmp_path / 'x.safetensors')]) == 0
+    assert main(['convert', 'svit_micro', files['checkpoint'], '--features', '--out', str(tmp_path / 'x.safetensors')]) == 0
 
 
 @pytest.mark.parametrize('name, what', [
