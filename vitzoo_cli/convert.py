@@ -6,17 +6,16 @@ that mmdet's and mmseg's tools load. The weights are checked against the model, 
 executed.
 """
 import argparse
-import contextlib
 import hashlib
-import io
 import os
-import warnings
 from pathlib import Path
 
 from vitzoo_runtime.files import refuse_to_replace, replacing
 from vitzoo_runtime.terminal import printable
 
+from .configs import find_config
 from .output import Output
+from .quiet import quiet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,18 +96,15 @@ def _convert_model(args: argparse.Namespace, out: Path) -> tuple:
 def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     if args.features or args.num_classes is not None:
         raise ValueError('--features and --num-classes go with MODEL; a config says itself what its model has')
-    if not Path(args.config).is_file():
-        raise ValueError(f'{args.config}: no such config file')
     import torch
 
-    from vitzoo import mm
     from vitzoo.weights import read_meta
+    with quiet():
+        from mmengine.registry import MODELS, init_default_scope
 
-    cfg = mm.setup(args.config)
-    from mmengine.registry import MODELS, init_default_scope
-    # the libraries deprecate a lot on import, and say what they do on stdout
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')
+        from vitzoo import mm
+        cfg = mm.setup(find_config(args.config))
+    with quiet():
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         model = MODELS.build(cfg.model)
     if not hasattr(model, 'backbone'):

@@ -46,7 +46,9 @@ def test_a_detector(tmp_path, scene, capsys):
     options = untrained('detection/mask-rcnn_svit_micro_digits', tmp_path)
     capsys.readouterr()
     assert main(['predict', scene, *options, '--threshold', '0.05']) == 0
-    report = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert captured.err == 'loading PyTorch and the model ...\n'  # and no word of the libraries
+    report = json.loads(captured.out)
     assert report['task'] == 'detection' and report['classes'][9] == 'digit 9'
     objects = report['images'][0]['objects']
     assert objects and all(o['score'] >= 0.05 and o['name'] == f'digit {o["label"]}' for o in objects)
