@@ -7,10 +7,11 @@ DOCS := .venv-docs
 # two processes of one thread each (tests/conftest.py); what one of them has left to do, the other takes over
 PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
-.PHONY: demo test test-all test-timm test-mmcv bench-dense bench-reduction bench-latency docs lint clean help
+.PHONY: demo demo-quick test test-all test-timm test-mmcv bench-dense bench-reduction bench-latency docs lint clean help
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (5 to 7 minutes on two cores)"
+	@echo "make demo-quick  the same on few scenes and iterations: a first picture in a minute, of a detector that knows little yet"
 	@echo "make test      the quick tests and ruff (about 7 minutes on two cores); JOBS= processes, 2 of themselves"
 	@echo "make test-all  all tests, the long ones too, and timm's own over the micro models (about 45 minutes on two cores)"
 	@echo "make test-timm timm's own model tests over all our models"
@@ -26,6 +27,9 @@ $(STAMP): setup.py requirements/pinned.txt tools/setup.sh
 
 demo: $(STAMP)
 	$(BIN)/vitzoo demo --out runs/demo
+
+demo-quick: $(STAMP)
+	$(BIN)/vitzoo demo --out runs/demo-quick --data data/digit_scenes_micro --preset micro --iterations 40
 
 test: lint
 	$(PYTEST) -m "not slow"
