@@ -20,7 +20,7 @@ from vitzoo_runtime.files import replacing
 
 from .. import rows as rows_of
 from .measure import read
-from .plan import PEERS, is_ours, ours
+from .plan import is_ours, ours
 from .report import FILE, INT8, WORDS, models_at
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,8 @@ def count(names: Iterable[str]) -> list[dict]:
     for name in names:
         with torch.device('meta'):
             model = timm.create_model(name).eval()
-            rows.append(dict(model=name, params=sum(p.numel() for p in model.parameters()), macs=count_macs(model, torch.empty(1, 3, 224, 224))))
+            params, macs = sum(p.numel() for p in model.parameters()), count_macs(model, torch.empty(1, 3, 224, 224))
+        rows.append(dict(model=name, params=params, macs=macs))
     return rows
 
 
@@ -138,10 +139,10 @@ def table(found: Sequence[Choice], links: dict[str, int]) -> str:
     lines = ['| model | top-1 % | params, M | GMACs | PyTorch | ONNX Runtime | int8 | weights |', '| --- |' + ' ---: |' * 6 + ' --- |']
     for choice in found:
         if is_ours(choice.name) or choice.name in strongest:
-            times = [_number(choice.speed.get(224, {}).get(runtime)) for runtime in RUNTIMES]
             name = f'**{choice}**' if is_ours(choice.name) else str(choice)
-            lines.append('| ' + ' | '.join([name, _accuracy(choice.known, links), f'{choice.params / 1e6:.1f}', f'{choice.macs / 1e9:.2f}', *times,
-                                            choice.weights]) + ' |')
+            times = [_number(choice.speed.get(224, {}).get(runtime)) for runtime in RUNTIMES]
+            cells = [name, _accuracy(choice.known, links), f'{choice.params / 1e6:.1f}', f'{choice.macs / 1e9:.2f}', *times, choice.weights]
+            lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
@@ -195,9 +196,10 @@ def medians() -> dict[str, dict[str, float]]:
 
 
 def micro_table() -> str:
-    lines = [f'| model | MACs on a scene, M | {" | ".join(title for _, title, _ in MICRO.values())} |', '| --- | ---: |' + ' ---: |' * len(MICRO)]
+    digits = {'macs': 0, **{column: digits for column, (_, _, digits) in MICRO.items()}}
+    titles = ['model', 'MACs on a scene, M', *(title for _, title, _ in MICRO.values())]
+    lines = [f'| {" | ".join(titles)} |', '| --- |' + ' ---: |' * len(digits)]
     for model, values in medians().items():
-        digits = {'macs': 0, **{column: digits for column, (_, _, digits) in MICRO.items()}}
         cells = [f'{values[column]:.{digits[column]}f}' if column in values else '-' for column in digits]
         lines.append(f'| `{model}` | {" | ".join(cells)} |')
     return '\n'.join(lines)
@@ -215,8 +217,8 @@ def for_servers(found: Sequence[Choice]) -> list[str]:
     known = [c for c in found if is_ours(c.name) and c.known]
     untimed = sorted((c for c in known if FILE not in c.speed.get(224, {})), key=lambda c: -c.known.top1)
     return [f'Exported in float32, {_best(found, FILE, (.25, .5, 1, 2))}', _ours_against(found, FILE),
-            f'Of {len(known)} models of ours with a published accuracy {len(untimed)} have no time yet and are not judged, among them the most '
-            f'accurate, {_with_accuracy(untimed[:1])}.' if untimed else 'All models of ours with a published accuracy were timed.']
+            f'Of {len(known)} models of ours with a published accuracy {len(untimed)} have no time yet and are not judged, of which '
+            f'{_with_accuracy(untimed[:1])} is the most accurate.' if untimed else 'All of ours with a published accuracy were timed.']
 
 
 def for_edges(found: Sequence[Choice]) -> list[str]:
@@ -230,13 +232,13 @@ def for_dense(found: Sequence[Choice]) -> list[str]:
     """Detection and segmentation."""
     micro, results, head = medians(), published_dense(), ('Mask R-CNN', '12 epochs')
     box, mask = (max(micro, key=lambda model, c=column: micro[model].get(c, -1)) for column in ('box_mAP50', 'mIoU'))
-    first = max((name for name in results if head in results[name]), key=lambda name: results[name][head][0])
-    return [f'Of what was published for our families with Mask R-CNN in twelve epochs, `{first}` has the most ({results[first][head][0]:.1f} '
-            'box AP); a [table below](#detection-and-segmentation-as-published) has the rest.',
-            f'Trained here, from scratch and at equal budget on digit scenes, `{box}` leads in detection ({micro[box]["box_mAP50"]:.3f} box '
-            f'mAP50) and `{mask}` in segmentation ({micro[mask]["mIoU"]:.1f} mIoU), and a small ResNet of timm\'s reaches '
-            f'{micro["timm_resnet"]["box_mAP50"]:.3f} and {micro["timm_resnet"]["mIoU"]:.1f}, which says how fast small models learn and '
-            'not how pretrained ones rank.',
+    first = max((results[name][head][0], name) for name in results if head in results[name])
+    return [f'Of what was published for our families with Mask R-CNN in twelve epochs, {first[0]:.1f} box AP of `{first[1]}` are the most; '
+            'a [table below](#detection-and-segmentation-as-published) has the rest.',
+            f'Trained here, from scratch and at equal budget on digit scenes, `{box}` leads in detection '
+            f'({micro[box]["box_mAP50"]:.3f} box mAP50) and `{mask}` in segmentation ({micro[mask]["mIoU"]:.1f} mIoU), and a small ResNet '
+            f'of timm\'s reaches {micro["timm_resnet"]["box_mAP50"]:.3f} and {micro["timm_resnet"]["mIoU"]:.1f}, which says how fast small '
+            'models learn and not how pretrained ones rank.',
             f'By the accuracy of classifiers and the time of a float32 file at 640x640, {_best(found, FILE, (.25, .5, 1, 2), 640)}']
 
 
@@ -258,9 +260,9 @@ def for_own_vits() -> list[str]:
     setting = 'tome r=13'
     return [f'In the study on digit crops, of a plain model with {plain["accuracy"]:.1f} %, the cheapest setting within a point of it is '
             f'{cheapest("accuracy")} as it comes, and {cheapest("tuned_accuracy")} after some fine-tuning.',
-            f'What that is worth in time depends on the image: `{setting}` takes DeiT-S at 224 to {_percent(times["224x1"][setting])} of its time '
-            f'for one image, {_percent(times["224x8"][setting])} for eight and {_percent(times["224x1 onnx"][setting])} in ONNX Runtime, and at '
-            f'96 to {_percent(times["96x1"][setting])}.',
+            f'What that is worth in time depends on the image: `{setting}` takes DeiT-S at 224 to {_percent(times["224x1"][setting])} of '
+            f'its time for one image, {_percent(times["224x8"][setting])} for eight and {_percent(times["224x1 onnx"][setting])} in ONNX '
+            f'Runtime, and at 96 to {_percent(times["96x1"][setting])}.',
             '`vitzoo compare-reduction MODEL photos/` measures all methods on your model and images before you decide '
             '([token reduction](reduction.md)), and detectors get the full grid back ([ViTs as backbones](vit_backbones.md)).']
 
@@ -271,17 +273,19 @@ def for_weights(found: Sequence[Choice]) -> list[str]:
     ready, by_hand = [c for c in own if c.weights == 'yes'], [c for c in own if c.weights == 'by hand']
     best = max((c for c in timed(found, FILE) if c.weights == 'yes'), key=lambda c: c.known.top1)
     return [f'Of ours, `pretrained=True` downloads {_with_accuracy(ready)}.',
-            f'Those of {_with_accuracy(by_hand[:3])}, and of {len(by_hand[3:])} others, are fetched from a share by hand and then load from the file '
-            '(`vitzoo info MODEL` says from where); of the rest there are none.',
-            f'Of all that was timed here, {_with_accuracy([best])} is the most accurate that a program can download, and timm has larger ones and '
-            'such of larger data sets, which this page leaves out.']
+            f'Those of {_with_accuracy(by_hand[:3])}, and of {len(by_hand[3:])} others, are fetched from a share by hand and then load '
+            'from the file (`vitzoo info MODEL` says from where); of the rest there are none.',
+            f'Of all that was timed here, {_with_accuracy([best])} is the most accurate that a program can download, and timm has larger '
+            'ones and such of larger data sets, which this page leaves out.']
 
 
 def _best(found: Sequence[Choice], runtime: str, budgets: Iterable[float], size: int = 224) -> str:
     """The most accurate within parts and multiples of the yardstick's time in PyTorch."""
-    words = {.125: 'an eighth', .25: 'a quarter', .5: 'half', 1: 'the whole', 2: 'twice of it'}
-    return "of DeiT-S's time in PyTorch take within " + ', within '.join(
-        f'{words[budget]} {_with_accuracy([choice])}' for budget, choice in picks(found, runtime, budgets, size).items()) + '.'
+    words = {.125: 'an eighth', .25: 'a quarter', .5: 'half', 1: 'all', 2: 'twice'}
+    unit = " of DeiT-S's time in PyTorch take"
+    return 'within ' + ', within '.join(
+        f'{words[budget]}{unit if i == 0 else ""} {_with_accuracy([choice])}'
+        for i, (budget, choice) in enumerate(picks(found, runtime, budgets, size).items())) + '.'
 
 
 def _ours_against(found: Sequence[Choice], runtime: str) -> str:
@@ -327,26 +331,26 @@ def page(found: Sequence[Choice], rows: Sequence[dict[str, str]]) -> str:
     links = {}
     parts = [
         '# Which model to take',
-        'Ours beside the strongest of timm, which are better for many needs: where they are, this page says so. `python -m '
-        'benchmarks.latency.choose` writes it, from published accuracies (`vitzoo/profiling/published.csv`) and from what was measured '
-        f'here ([latency](latency.md), [dense bench](bench_dense.md), [token reduction](reduction.md)). Times are those of one image and one '
-        f'thread of {about["cpu"]}, as multiples of the time of `{YARDSTICK}` in PyTorch: 0.50 takes half as long.']
+        'Ours beside the strongest of timm, which are better for many needs; where they are, this page says so. '
+        '`python -m benchmarks.latency.choose` writes it, from published accuracies (`vitzoo/profiling/published.csv`) and from what was '
+        'measured here ([latency](latency.md), [dense bench](bench_dense.md), [token reduction](reduction.md)). Times are those of one '
+        f'image and one thread of {about["cpu"]}, as multiples of the time of DeiT-S (`{YARDSTICK}`) in PyTorch: 0.50 takes half as long.']
     for title, sentences in NEEDS.items():
         parts += [f'## {title}', '\n'.join(f'- {sentence}' for sentence in sentences(found))]
     parts += [
         '## All of ours, and timm\'s strongest',
-        f'At 224x224, by multiply-adds; ours are bold. Of timm\'s models, `{YARDSTICK}` and those that nothing measured beats in accuracy and '
-        'time, in one of the three runtimes; [latency](latency.md) has the others, and milliseconds. An accuracy links to its source: '
-        'ImageNet-1k alone, at 224 unless said. "-": not published of this model or, of times, not measured yet. Weights: "yes" if '
-        '`pretrained=True` downloads those with this accuracy.',
+        f'At 224x224, by multiply-adds; ours are bold. Of timm\'s models, `{YARDSTICK}` and those that nothing measured beats in both '
+        'accuracy and time, in one of the three runtimes; [latency](latency.md) has the others, and milliseconds. An accuracy links to its '
+        'source: ImageNet-1k alone, at 224 unless said. "-": not published of this model or, of times, not measured yet. Weights: "yes" '
+        'if `pretrained=True` downloads those with this accuracy.',
         table(found, links),
         *(f'![Published accuracy against time, {WORDS[runtime]}]({picture})' for runtime, picture in PICTURES.items()),
         '## Detection and segmentation, as published',
         'On COCO and ADE20K, by the authors, for their code and weights; each number links to its source. [Configs](configs.md) has these '
         'recipes for all families. None was trained here.', dense_table(links),
         '## Detection and segmentation, from scratch at equal budget',
-        'Medians over the seeds on the validation part of the digit scenes. [The bench](bench_dense.md) has the spread, the test part as far '
-        'as there are rows, and what is not claimed.', micro_table(),
+        'Medians over the seeds on the validation part of the digit scenes. [The bench](bench_dense.md) has the spread, the test part as '
+        'far as there are rows, and what is not claimed.', micro_table(),
         '\n'.join(f'[{number}]: {source}' for source, number in links.items())]
     return '\n\n'.join(parts) + '\n'
 
@@ -357,9 +361,10 @@ def report(path: str | Path) -> None:
     found = choices(rows, rows_of.read(COSTS, COST_FIELDS))
     for runtime, picture in PICTURES.items():
         known = timed(found, runtime)
-        groups = {'vitzoo': [c.point(runtime) for c in known if is_ours(c.name)], 'timm': [c.point(runtime) for c in known if not is_ours(c.name)]}
-        draw_groups(groups, path.with_name(picture), cost='time of an image, DeiT-S in PyTorch = 1', quality='published top-1 on ImageNet-1k, %',
-                    title=f'{WORDS[runtime]}, 224x224, one thread')
+        groups = {whose: [choice.point(runtime) for choice in known if is_ours(choice.name) == (whose == 'vitzoo')]
+                  for whose in ('vitzoo', 'timm')}
+        draw_groups(groups, path.with_name(picture), cost='time of an image, DeiT-S in PyTorch = 1',
+                    quality='published top-1 on ImageNet-1k, %', title=f'{WORDS[runtime]}, 224x224, one thread')
     with replacing(path) as temporary:
         temporary.write_text(page(found, rows), encoding='utf-8')
 
