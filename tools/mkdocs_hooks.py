@@ -6,7 +6,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-INCLUDE = re.compile(r'^<!-- include: section "(.+)" of README.md -->$', re.MULTILINE)
+INCLUDE = re.compile(r'^<!-- include: (table of )?section "(.+)" of README.md -->$', re.MULTILINE)
 
 
 def on_files(files, config):
@@ -15,14 +15,15 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, **_):
-    """Put sections of the README, with links as they are from docs/, in the place of their marks."""
-    return INCLUDE.sub(lambda match: section(match[1]), markdown)
+    """Put sections of the README, or their tables alone, in the place of their marks."""
+    return INCLUDE.sub(lambda match: section(match[2], table=bool(match[1])), markdown)
 
 
-def section(title: str) -> str:
-    """What is below a heading of the README, up to the next one. Raises PluginError if there is no such heading."""
+def section(title: str, table: bool = False) -> str:
+    """What is below a heading of the README, with links as they are from docs/. Raises PluginError if there is none."""
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     found = re.search(rf'^## {re.escape(title)}\n(.*?)(?=^## |\Z)', readme, re.DOTALL | re.MULTILINE)
-    if not found:
-        raise PluginError(f'README.md has no section "## {title}"; expected one, for a page includes it')
-    return found[1].strip().replace('](docs/', '](')
+    lines = [line for line in found[1].splitlines() if line.startswith('|') or not table] if found else []
+    if not any(lines):
+        raise PluginError(f'README.md has no {"table in " if table else ""}section "## {title}"; expected one, for a page includes it')
+    return '\n'.join(lines).strip().replace('](docs/', '](')
