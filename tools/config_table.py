@@ -61,7 +61,7 @@ def table() -> str:
         lines += [
             f'## {heading}', '',
             f'A cell is the config `configs/{folder}/` + its column + `_{data}.py`, with the model in the place of MODEL. ● if nothing was '
-            f'published with it, else {metrics}, linked to the source; ↓ links to weights of the whole network, or to the page that has them.',
+            f'published with it, else {metrics}, linked to the source; ↓ links to weights of the whole network, or to their page.',
             '', *matrix(chosen, links), '']
     lines += [
         '## Classification: ImageNet', '',

@@ -1,9 +1,6 @@
-"""What the site shows of files outside docs/: the changelog, and the README's table of families. mkdocs calls these functions."""
+"""What the site shows of files outside docs/: the changelog, and sections of the README. mkdocs calls these functions."""
 import re
 from pathlib import Path
-
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 INCLUDE = re.compile(r'^<!-- include: (table of )?section "(.+)" of README.md -->$', re.MULTILINE)
@@ -11,6 +8,7 @@ INCLUDE = re.compile(r'^<!-- include: (table of )?section "(.+)" of README.md --
 
 def on_files(files, config):
     """Add the changelog as a page."""
+    from mkdocs.structure.files import File
     files.append(File.generated(config, 'changelog.md', abs_src_path=str(ROOT / 'CHANGELOG.md')))
 
 
@@ -20,10 +18,10 @@ def on_page_markdown(markdown, **_):
 
 
 def section(title: str, table: bool = False) -> str:
-    """What is below a heading of the README, with links as they are from docs/. Raises PluginError if there is none."""
+    """What is below a heading of the README, with links as they are from docs/. Raises ValueError if there is none."""
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     found = re.search(rf'^## {re.escape(title)}\n(.*?)(?=^## |\Z)', readme, re.DOTALL | re.MULTILINE)
     lines = [line for line in found[1].splitlines() if line.startswith('|') or not table] if found else []
     if not any(lines):
-        raise PluginError(f'README.md has no {"table in " if table else ""}section "## {title}"; expected one, for a page includes it')
+        raise ValueError(f'README.md has no {"table in the " if table else ""}section "## {title}"; expected one, since a page includes it')
     return '\n'.join(lines).strip().replace('](docs/', '](')
