@@ -65,8 +65,8 @@ def table() -> str:
             '', *matrix(chosen, links), '']
     lines += [
         '## Classification: ImageNet', '',
-        'In `configs/classification`: recipes from scratch at 224x224, `MODEL_in1k.py`, and for fine-tuning at 384x384, `MODEL_384_in1k.py` '
-        '([training](training.md#classification)):', '', *classifiers(), '',
+        'In `configs/classification`: recipes from scratch at 224x224, `MODEL_in1k.py`, and for fine-tuning at 384x384, '
+        '`MODEL_384_in1k.py` ([training](training.md#classification)):', '', *classifiers(), '',
         '## Digit scenes', '',
         'Small ones that train on a CPU in minutes, on [digit scenes](digit_scenes.md):', '', *digits(), '']
     return '\n'.join([*lines, *(f'[{i}]: {link}' for link, i in links.items()), ''])

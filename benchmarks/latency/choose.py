@@ -261,8 +261,8 @@ def for_own_vits() -> list[str]:
     return [f'In the study on digit crops, of a plain model with {plain["accuracy"]:.1f} %, the cheapest setting within a point of it is '
             f'{cheapest("accuracy")} as it comes, and {cheapest("tuned_accuracy")} after some fine-tuning.',
             f'What that is worth in time depends on the image: `{setting}` takes DeiT-S at 224x224 to '
-            f'{_percent(times["224x1"][setting])} of its time for one image, {_percent(times["224x8"][setting])} for eight and {_percent(times["224x1 onnx"][setting])} in ONNX '
-            f'Runtime, and at 96x96 to {_percent(times["96x1"][setting])}.',
+            f'{_percent(times["224x1"][setting])} of its time for one image, {_percent(times["224x8"][setting])} for eight and '
+            f'{_percent(times["224x1 onnx"][setting])} in ONNX Runtime, and at 96x96 to {_percent(times["96x1"][setting])}.',
             '`vitzoo compare-reduction MODEL photos/` measures all methods on your model and images before you decide '
             '([token reduction](reduction.md)), and detectors get the full grid back ([ViTs as backbones](vit_backbones.md)).']
 
