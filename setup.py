@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r"__version__ = '([^']+)'", (here / 'vitzoo' / '__init__.py').read_text()).group(1)
+version = re.search(r"__version__ = '([^']+)'", (here / 'vitzoo_runtime' / '__init__.py').read_text()).group(1)
 
 mm_base = [
     'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2',
@@ -30,7 +30,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['vitzoo', 'vitzoo.*', 'vitzoo_cli', 'vitzoo_cli.*', 'vitzoo_runtime', 'vitzoo_runtime.*']),
-    package_data={'vitzoo': ['py.typed', 'profiling/published.csv']},
+    # vitzoo/.mim holds links to configs/, tools/ and model-index.yml: a wheel and a source archive have the files in their place
+    package_data={'vitzoo': ['py.typed', 'profiling/*.csv', '.mim/model-index.yml', '.mim/configs/**/*.py', '.mim/configs/metafiles/*.yml',
+                             '.mim/tools/train.py', '.mim/tools/test.py', '.mim/tools/dist_train.sh']},
     install_requires=['torch>=2.11', 'timm>=1.0.31', 'rich', 'safetensors', 'huggingface_hub'],
     extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'openvino': [*onnx, *openvino], 'viz': viz, 'dev': dev,
                     'all': [*mm, *onnx, *openvino, *viz, *dev]},

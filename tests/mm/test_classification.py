@@ -16,7 +16,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, PARAM_SCHEDULERS 
 from mmengine.runner import Runner  # noqa: E402
 
 from vitzoo.mm import Accuracy, Classifier, ImageFolder, RepeatAugSampler, config_path, setup  # noqa: E402
-from vitzoo.mm.config import CONFIGS  # noqa: E402
+from vitzoo.mm.shipped import CONFIGS  # noqa: E402
 
 RECIPES = sorted(f'classification/{p.stem}' for p in CONFIGS.glob('classification/*_in1k.py'))
 ONE_EACH = sorted({re.search(r'_base_/\w+', config_path(name).read_text())[0]: name for name in RECIPES}.values())  # of each _base_

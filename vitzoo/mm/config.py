@@ -8,22 +8,10 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-import vitzoo
 from vitzoo.dense import DenseBackbone
 
 from .classification import Classifier
-
-CONFIGS = Path(vitzoo.__file__).parents[1] / 'configs'
-
-
-def config_path(name: str) -> Path:
-    """The shipped config of that name, such as 'detection/mask-rcnn_svit_micro_digits'; ValueError with the names there are otherwise."""
-    path = CONFIGS / (name if name.endswith('.py') else f'{name}.py')
-    if not path.is_file():
-        names = sorted(p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
-        raise ValueError(f'no config {name!r}; there are {", ".join(names)}' if names else
-                         f'{CONFIGS} does not exist: the configs come with a clone of the repository, not with the installed package')
-    return path
+from .shipped import CONFIGS
 
 
 def set_backbone(cfg: Config, backbone: str | os.PathLike, **model_kwargs) -> Config:
