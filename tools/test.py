@@ -20,10 +20,10 @@ def main():
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     args = parser.parse_args()
 
-    cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
-                seed=args.seed)
-    cfg.load_from = args.checkpoint
     try:
+        cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
+                    seed=args.seed)
+        cfg.load_from = args.checkpoint
         check_load_from(cfg)
     except ValueError as e:
         parser.exit(2, f'{parser.prog}: {e}\n')

@@ -20,11 +20,11 @@ def main():
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     args = parser.parse_args()
 
-    cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
-                seed=args.seed)
-    if args.resume:
-        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     try:
+        cfg = setup(args.config, backbone=args.backbone, cfg_options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher,
+                    seed=args.seed)
+        if args.resume:
+            cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
         if args.resume not in (None, 'auto'):
             check_resumable(args.resume)
         check_load_from(cfg)
