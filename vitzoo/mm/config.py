@@ -12,6 +12,7 @@ import vitzoo
 from vitzoo.dense import DenseBackbone
 
 from .classification import Classifier
+from .own_data import check_data, set_data
 from .schedules import check_schedules, scale_lowest_rates
 from .whole import check_load_from
 
@@ -45,7 +46,7 @@ def set_backbone(cfg: Config, backbone: str | os.PathLike, **model_kwargs) -> Co
     """
     model = cfg.model
     if model.get('type') == 'vitzoo.Classifier':
-        keep = {'type', 'num_classes', 'in_chans', *inspect.signature(Classifier).parameters}
+        keep = {'type', 'num_classes', 'in_chans', *inspect.signature(Classifier).parameters} - {'checkpoint_path'}
         kept = {key: value for key, value in model.items() if key in keep}
         cfg.model = {**kept, **_read_backbone(backbone, 'classification'), **model_kwargs}
         return cfg
@@ -107,7 +108,9 @@ def setup(
         auto_scale_lr: bool = False,
         load_from: str | os.PathLike | None = None,
 ) -> Config:
-    """Read a config, apply overrides and fit it to this machine. `Runner.from_cfg` takes the result.
+    """Read a config, put own data in, apply overrides and fit it to this machine. `Runner.from_cfg` takes the result.
+
+    `own_data = dict(classes=..., train=..., val=...)` in a config goes to `set_data`.
 
     Without a GPU: plain instead of mixed precision, plain instead of synchronised batch norm, and, with a launcher, gloo instead of NCCL;
     the process group is then made here, since mmengine would ask for a GPU.
@@ -126,9 +129,10 @@ def setup(
 
     Raises:
         ImportError: setuptools is too new for mmengine.
-        ValueError: a launcher that needs GPUs; an optimizer that has no mixed precision; no batch that the learning rate is meant for; a
-            schedule that begins when training is over, or whose lowest rate cannot follow; a `load_from` without anything for neck and
-            heads (that of the config if it is a file, the one given here always).
+        ValueError: class names that differ from the number of classes or from the files, see `check_data`; a launcher that needs GPUs; an
+            optimizer that has no mixed precision; no batch that the learning rate is meant for; a schedule that begins when training is
+            over, or whose lowest rate cannot follow; a `load_from` without anything for neck and heads (that of the config if it is a file,
+            the one given here always).
     """
     if importlib.util.find_spec('pkg_resources') is None:
         raise ImportError("mmengine finds configs such as 'mmdet::...' through pkg_resources, which setuptools dropped in version 82 and "
@@ -136,7 +140,11 @@ def setup(
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     if backbone is not None:
         set_backbone(cfg, backbone)
-    cfg.merge_from_dict(cfg_options or {})
+    options = cfg_options or {}
+    cfg.merge_from_dict({name: value for name, value in options.items() if name.split('.')[0] == 'own_data'})
+    if own_data := cfg.pop('own_data', None):
+        set_data(cfg, **own_data)
+    cfg.merge_from_dict({name: value for name, value in options.items() if name.split('.')[0] != 'own_data'})
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     elif cfg.get('work_dir') is None:
@@ -147,6 +155,7 @@ def setup(
     randomness = dict(cfg.get('randomness') or {})
     cfg.randomness = dict(randomness, seed=randomness.get('seed') or 0 if seed is None else seed)
     cfg.launcher = launcher
+    check_data(cfg)
     if amp:
         _use_mixed_precision(cfg)
     if auto_scale_lr:
