@@ -16,10 +16,10 @@ help:
 	@echo "make test-all  all tests, the long ones too, and timm's own over the micro models (about 45 minutes on two cores)"
 	@echo "make test-timm timm's own model tests over all our models"
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
-	@echo "make docs      the pages as a site in runs/docs"
+	@echo "make docs      the pages as a site in runs/docs (needs no PyTorch)"
 	@echo "make bench-dense  micro backbones at equal budget on digit scenes; MODELS= TASKS= SEEDS= JOBS= choose (hours for all)"
 	@echo "make bench-reduction  accuracy against multiply-adds of reduced tokens on digit crops; METHODS= SEEDS= choose"
-	@echo "make bench-latency  latency of our models and timm's on this CPU, and its page; MODELS= chooses (hours for all)"
+	@echo "make bench-latency  latency of our models and timm's on this CPU, and its pages; MODELS= chooses (hours for all)"
 
 $(STAMP): setup.py requirements/pinned.txt tools/setup.sh
 	PYTHON="$(PYTHON)" tools/setup.sh $(VENV)
@@ -34,7 +34,7 @@ demo-quick: $(STAMP)
 test: lint
 	$(PYTEST) -m "not slow"
 
-test-all: lint
+test-all: lint $(DOCS)/.ready
 	$(PYTEST)
 	$(BIN)/python tools/test_timm.py --models '*_micro'
 
@@ -54,9 +54,11 @@ bench-reduction: $(STAMP)
 bench-latency: $(STAMP)
 	$(BIN)/python -m benchmarks.latency $(if $(MODELS),--models $(MODELS))
 	$(BIN)/python -m benchmarks.latency.report
+	$(BIN)/python -m benchmarks.latency.choose
 
 docs: $(DOCS)/.ready
-	$(DOCS)/bin/mkdocs build --strict --site-dir runs/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --site-dir runs/docs
+	@echo "runs/docs/index.html is the site; with search: $(DOCS)/bin/python -m http.server --directory runs/docs"
 
 $(DOCS)/.ready: requirements/docs.txt tools/setup.sh
 	PYTHON="$(PYTHON)" tools/setup.sh $(DOCS) requirements/docs.txt

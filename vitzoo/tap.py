@@ -51,8 +51,9 @@ def wrap_tap(model: nn.Module, num_scales: int = 4, blocks: Sequence[int] | None
 
     Args:
         model: timm's `VisionTransformer` or `Eva`, at any size.
-        num_scales, offset: of `TokenAwarePooling`; an offset of 10 lets a pretrained model begin nearly undisturbed.
+        num_scales: of `TokenAwarePooling`.
         blocks: which ones, from 0, negative from the end; all by default.
+        offset: of `TokenAwarePooling`; 10 lets a pretrained model begin nearly undisturbed.
 
     Returns:
         The model.

@@ -152,6 +152,7 @@ def page(rows: Sequence[dict[str, str]], pictures: dict[int, str]) -> str:
     about = next(row for row in rows)
     cpus = sorted({row['cpu'] for row in rows})
     parts = [
+        '---\nhide: [toc]\n---',  # leaves room for the table
         '# Latency on a CPU',
         f'{len({row["model"] for row in rows})} models, ours (bold) and those of timm that are strong on a CPU, one image and one thread, '
         f'measured on {" and ".join(cpus)}, with torch {about["torch"]}, timm {about["timm"]}, onnxruntime {about["onnxruntime"]}. '

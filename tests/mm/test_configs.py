@@ -106,7 +106,7 @@ def slow_unless_first(names):
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=() if name.endswith('svit_micro_digits') else pytest.mark.slow)
-                                  for name in NAMES if not name.endswith('_in1k')])  # those: test_classification.py
+                                  for name in NAMES if not re.search('_in1k|/finetune_', name)])  # those: test_classification, _finetune
 def test_config_has_a_loss_at_an_odd_size_with_every_parameter(name):
     torch.manual_seed(0)
     cfg = parse(name)

@@ -80,7 +80,8 @@ def export_onnx(
             minutes, where opset 17 is the way out. Models that build tables for their size must be exported once per size.
         class_names: one per class; by default ImageNet's, where the weights are loaded and the model's timm configuration is for as many
             classes as ImageNet has. Name them if you trained the model on as many others.
-        license, source: of the weights; by default, unless they are random, what the model's timm configuration says.
+        license: of the weights; by default, unless they are random, what the model's timm configuration says.
+        source: of the weights; by default likewise.
         weights: 'loaded' (or trained) or 'random'; by default random where every norm is as it was built, and null in the metadata where
             there is no norm to tell by.
         precision: 'fp32'; 'int8', products with a constant in 8 bits, by the range that their input has in the image at hand;

@@ -16,6 +16,7 @@ from .hooks import ProgressBarHook, ReseedHook, keep_worker_seed  # noqa: E402
 from .losses import ClassDiceLoss  # noqa: E402
 from .ops import activate  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
+from .own_data import check_data, set_data  # noqa: E402
 from .safe_load import allow_runner_checkpoints, check_resumable, read_for_mmengine  # noqa: E402
 from .samplers import RepeatAugSampler  # noqa: E402
 from .shipped import config_path, register_configs  # noqa: E402
@@ -28,6 +29,6 @@ register_configs()
 
 __all__ = [
     'Accuracy', 'Backbone', 'ClassDiceLoss', 'Classifier', 'FSDPStrategy', 'ImageFolder', 'LayerDecayConstructor', 'ProgressBarHook',
-    'RepeatAugSampler', 'ReseedHook', 'check_load_from', 'check_resumable', 'config_path', 'keep_worker_seed', 'load_whole', 'set_backbone',
-    'setup',
+    'RepeatAugSampler', 'ReseedHook', 'check_data', 'check_load_from', 'check_resumable', 'config_path', 'keep_worker_seed', 'load_whole',
+    'set_backbone', 'set_data', 'setup',
 ]

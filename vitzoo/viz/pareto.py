@@ -1,11 +1,19 @@
 """Quality against cost."""
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from vitzoo.extras import require
 from vitzoo_runtime.files import MARK, replacing
 from vitzoo_runtime.pictures import palette
+
+# where a name may stand: how far from its point, in points of the page; which end of it is there, and on which side; how far up or down
+DISTANCES = (7, 13, 22, 32, 44, 58, 74)
+SIDES = {'left': 1, 'right': -1}
+DIRECTIONS = ((1, 0), (.9, .8), (.9, -.8), (0, 1.3), (0, -1.3))
 
 
 class Point(NamedTuple):
@@ -82,12 +90,12 @@ def draw_groups(groups: Mapping[str, Sequence[Point]], path: str | Path, *, cost
     axes = figure.subplots()
     axes.set_xscale('log')
     axes.plot([p.cost for p in front], [p.quality for p in front], color='0.75', linewidth=1.5, zorder=1)
+    labels = []
     for i, ((name, group), colour) in enumerate(zip(groups.items(), palette(len(groups)), strict=True)):
         colour = tuple(c / 255 for c in colour)
         axes.scatter([p.cost for p in group], [p.quality for p in group], color=colour, marker='os^D'[i % 4], edgecolor='0.2',
                      linewidth=0.6, s=45, label=name, zorder=2)
-        for p in group if i == 0 else [p for p in group if p in front]:
-            axes.annotate(p.name, (p.cost, p.quality), xytext=(4, -9), textcoords='offset points', fontsize=7, color='0.25')
+        labels += group if i == 0 else [p for p in group if p in front]
     axes.set(title=title, xlabel=cost, ylabel=quality)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
@@ -95,6 +103,40 @@ def draw_groups(groups: Mapping[str, Sequence[Point]], path: str | Path, *, cost
     axes.margins(0.08)
     axes.grid(alpha=0.25, which='both')
     axes.legend(loc='lower right')
+    _write_names(axes, labels, points)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={'Software': None, 'Comment': MARK})
     return Path(path)
+
+
+def _write_names(axes, labels: Sequence[Point], points: Sequence[Point]) -> None:
+    """Write names beside their points, each in the nearest place where it covers no other name and no point; a thin line leads to one that
+    is further away."""
+    axes.figure.draw_without_rendering()  # settles the layout, so that places on the page are known
+    scale, frame = axes.figure.dpi / 72, axes.get_window_extent()
+    at = {p: axes.transData.transform((p.cost, p.quality)) for p in points}
+    taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in at.values()]
+    for p in sorted(labels, key=lambda p: at[p][1]):
+        text = axes.annotate(p.name, (p.cost, p.quality), xytext=(0, 0), textcoords='offset points', fontsize=7, color='0.25', va='center',
+                             zorder=3)
+        width, height = text.get_window_extent().size
+        places = {}
+        for distance in DISTANCES:
+            for side, (dx, dy) in itertools.product(SIDES, DIRECTIONS):
+                x, y = at[p] + scale * distance * np.array((SIDES[side] * dx, dy))
+                left = x - width * (1 - SIDES[side]) / 2
+                places[distance, side, SIDES[side] * dx, dy] = left, y - height / 2, left + width, y + height / 2
+        distance, side, dx, dy = next((key for key, box in places.items() if _is_free(box, taken, frame)), next(iter(places)))
+        taken.append(places[distance, side, dx, dy])
+        text.set(ha=side)
+        text.xyann = distance * dx, distance * dy
+        if distance > DISTANCES[0]:
+            axes.annotate('', (p.cost, p.quality), xytext=text.xyann, textcoords='offset points', zorder=1,
+                          arrowprops=dict(arrowstyle='-', color='0.7', linewidth=0.6, shrinkA=0, shrinkB=4))
+
+
+def _is_free(box: tuple[float, ...], taken: Sequence[tuple[float, ...]], frame) -> bool:
+    """Whether the box (left, bottom, right, top) is within the frame and covers none of the others."""
+    left, bottom, right, top = box
+    inside = frame.x0 <= left and right <= frame.x1 and frame.y0 <= bottom and top <= frame.y1
+    return inside and all(right < x0 or x1 < left or top < y0 or y1 < bottom for x0, y0, x1, y1 in taken)
