@@ -65,7 +65,7 @@ def carry_out(action: str, args: argparse.Namespace, output: Output, prepare):
         if not args.verbose:
             output.note('loading PyTorch and the model ...')
             log = stack.enter_context(quiet())
-        cfg = prepare(args)
+        cfg = prepare(args, output)
         rank = int(os.environ.get(RANK.get(args.launcher, ''), 0))
         if rank:  # the first process speaks for all
             output.silence()
