@@ -10,7 +10,7 @@ from vitzoo_runtime import terminal
 
 from .output import Output
 
-COMMANDS = ('list', 'info', 'demo', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile')
+COMMANDS = ('list', 'info', 'demo', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile', 'timm')
 
 
 def make_parser() -> argparse.ArgumentParser:
