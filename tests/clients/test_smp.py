@@ -1,6 +1,4 @@
 """segmentation_models_pytorch: our pyramids by its `tu-` encoders, any model by the recipe of docs/clients.md."""
-import functools
-
 import page
 import pytest
 import timm
@@ -12,11 +10,6 @@ smp = pytest.importorskip('segmentation_models_pytorch')
 WITHOUT_STRIDE_4 = [name for name in zoo.MICRO if timm.create_model(name).feature_info[0]['reduction'] != 4 or zoo.is_columnar(name)]
 PYRAMIDS = [name for name in zoo.MICRO if name not in WITHOUT_STRIDE_4]
 ARCHITECTURES = ('Unet', 'FPN', 'UPerNet', 'MAnet', 'Linknet', 'PSPNet', 'Segformer', 'UnetPlusPlus')
-
-
-@functools.cache
-def pyramid_encoder():
-    return page.recipe('segmentation_models_pytorch')['PyramidEncoder']
 
 
 def make(architecture, name, **options):
@@ -75,7 +68,8 @@ def test_columnar_models_in_dpt(name):
 @pytest.mark.parametrize('name', [*WITHOUT_STRIDE_4, 'svit_micro', 'test_vit'])
 def test_recipe_takes_any_model(name, architecture):
     options = {'img_size': 160} if name == 'test_vit' else {}
-    smp.encoders.encoders['vitzoo'] = dict(encoder=pyramid_encoder(), params=dict(model_name=name, in_chans=4, **options), pretrained_settings={})
+    smp.encoders.encoders['vitzoo'] = dict(encoder=page.recipe('segmentation_models_pytorch')['PyramidEncoder'], pretrained_settings={},
+                                           params=dict(model_name=name, in_chans=4, **options))
     model = smp.create_model(architecture, 'vitzoo', encoder_weights=None, in_channels=4, classes=3)
     check_trains(model, (128, 160), 4)
 

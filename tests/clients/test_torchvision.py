@@ -1,6 +1,4 @@
 """torchvision: its detectors over our maps, its feature extractor and timm's."""
-import functools
-
 import page
 import pytest
 import timm
@@ -12,11 +10,6 @@ pytest.importorskip('torchvision')
 from torchvision.models.detection import FasterRCNN, RetinaNet  # noqa: E402
 from torchvision.models.detection.rpn import AnchorGenerator  # noqa: E402
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names  # noqa: E402
-
-
-@functools.cache
-def recipe():
-    return page.recipe('torchvision')
 
 
 def anchors():
@@ -32,7 +25,7 @@ DETECTORS = {
 @pytest.mark.parametrize('detector', DETECTORS)
 @pytest.mark.parametrize('name', [*zoo.MICRO, 'resnet10t'])
 def test_detectors_train_and_detect(name, detector):
-    model = DETECTORS[detector](recipe()['Pyramid'](name, 32)).train()
+    model = DETECTORS[detector](page.recipe('torchvision')['Pyramid'](name, 32)).train()
     images = [torch.rand(3, 100, 140), torch.rand(3, 131, 90)]
     targets = [dict(boxes=torch.tensor([[10., 20, 60, 80]]), labels=torch.tensor([1])) for _ in images]
     losses = model(images, targets)
@@ -48,7 +41,7 @@ def test_feature_extractors(name, size):
     """torchvision's by the recipe, and timm's as it is, give the model's own maps and logits."""
     model, image = zoo.build(name, num_classes=5), torch.randn(2, 3, *size)
     last = model.feature_info[-1]['module']
-    options = recipe()['untraced']
+    options = page.recipe('torchvision')['untraced']
     _, nodes = get_graph_node_names(model, tracer_kwargs=options)
     _, timm_s = timm.layers.get_graph_node_names(model)
     for found in (create_feature_extractor(model, [last, nodes[-1]], tracer_kwargs=options)(image),

@@ -1,6 +1,4 @@
 """transformers: TimmBackbone in its heads, TimmWrapper, and our pyramid by the recipe of docs/clients.md."""
-import functools
-
 import page
 import pytest
 import timm
@@ -16,15 +14,10 @@ SIZE = (131, 167)
 SIZES = dict(rt_detr=(128, 160))  # it takes multiples of 32 alone, whatever the backbone
 
 
-@functools.cache
-def pyramid():
-    return page.recipe('transformers')
-
-
 def backbone(name, last=4):
     """The config of a model's maps, the last ones of them; columnar models through our pyramid."""
     if name in COLUMNAR:
-        return pyramid()['PyramidConfig'](model_name=name, levels=list(range(4))[-last:])
+        return page.recipe('transformers')['PyramidConfig'](model_name=name, levels=list(range(4))[-last:])
     levels = range(len(timm.create_model(name).feature_info))
     return transformers.TimmBackboneConfig(backbone=name, out_indices=[*levels][-last:])
 
