@@ -11,7 +11,7 @@ from vitzoo_runtime import __version__, terminal
 from .output import Output
 
 COMMANDS = (
-    'list', 'info', 'demo', 'train', 'test', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile')
+    'list', 'info', 'demo', 'train', 'test', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile', 'timm')
 NEEDED = ('torch', 'timm')  # by all but `predict --onnx`
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .output import Output
 from .quiet import quiet
+from .threads import choose_threads
 
 CONSOLE = 'console.log'  # in the folder of a run: what --verbose shows in the terminal
 RANK = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}  # launcher -> where it numbers its processes
@@ -57,6 +58,8 @@ def carry_out(action: str, args: argparse.Namespace, output: Output, prepare):
 
     `prepare` makes the config of `args`; what is wrong there is known before anything is written.
     """
+    if args.launcher == 'none':  # launchers choose for their processes
+        choose_threads()
     with contextlib.ExitStack() as stack:
         log = None
         if not args.verbose:
