@@ -159,6 +159,14 @@ def test_files_that_are_wrong(tmp_path):
     refused(seg, SEGMENTATION, r'0.jpg has no label map .*0.png')
 
 
+def test_warm_up_of_a_recipe_for_coco_is_too_long_for_ten_pictures(root, monkeypatch):
+    said = []
+    monkeypatch.setattr('vitzoo.mm.schedules.print_log', lambda text, *_: said.append(text))
+    name = 'detection/retinanet_svit_small_1x_coco'
+    setup(set_data(Config.fromfile(config_path(name)), **own(root, name)))
+    assert len(said) == 1 and 'takes 500 iterations and training has 60' in said[0] and 'param_scheduler.0.end=6 ' in said[0]
+
+
 def test_what_is_not_there_is_not_read():
     """Whoever predicts or exports has no data."""
     absent = dict(images='gone/images', annotations='gone/objects.json')

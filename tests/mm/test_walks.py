@@ -81,14 +81,15 @@ def test_detector_on_own_data(tmp_path):
             number = int(Path(image['image']).stem)
             for true in (a for a in objects['annotations'] if a['image_id'] == number):
                 name = found['classes'][true['category_id'] - 1]
-                hits += any(o['class'] == name and overlap(o['box'], true['bbox']) > 0.5 for o in image['objects'])
+                hits += any(o['name'] == name and overlap(o['box'], true['bbox']) > 0.5 for o in image['objects'])
         assert hits >= 6, f'{hits} of 8 objects in {folder}'
 
 
 def overlap(box, other):
     """Intersection over union of left, top, right, bottom and left, top, width, height."""
     left, top, width, height = other
-    inside = np.clip(min(box[2], left + width) - max(box[0], left), 0, None) * np.clip(min(box[3], top + height) - max(box[1], top), 0, None)
+    right, bottom = left + width, top + height
+    inside = max(0, min(box[2], right) - max(box[0], left)) * max(0, min(box[3], bottom) - max(box[1], top))
     return inside / ((box[2] - box[0]) * (box[3] - box[1]) + width * height - inside)
 
 

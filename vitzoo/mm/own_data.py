@@ -116,16 +116,18 @@ def _counts(part, name: str) -> Iterator[tuple[ConfigDict, str]]:
             yield from _counts(inner, f'{name}.{i}')
 
 
-def check_data(cfg: Config) -> None:
+def check_data(cfg: Config) -> int | None:
     """Compare class names with the number of classes of each head, and with what is in the files that are there.
 
     A `vitzoo.Classifier` without `num_classes` gets that of the folders, if they are there.
+
+    Returns the number of pictures to train on, None where it was not counted.
 
     Raises:
         ValueError: they differ; training and validation do not have the same classes; an evaluator reads another file than its data set;
             masks are asked for where there are none; a label map holds other values than classes and 255.
     """
-    model, first = cfg.get('model') or {}, None
+    model, first, num_images = cfg.get('model') or {}, None, None
     if model.get('type') == 'vitzoo.Classifier':
         return _check_folders(cfg)
     if 'language_model' in model:  # finds what it is told
@@ -148,10 +150,13 @@ def check_data(cfg: Config) -> None:
                 raise ValueError(f'{name}.num_classes={head["num_classes"]}, and {where} has {len(classes)} classes ({show(classes)}): '
                                  f'expected {name}.num_classes={len(classes)}, or metainfo=dict(classes=...) with the names of your data '
                                  'in each dataset; own_data=dict(classes=..., ...) sets both')
+        counted = None
         if isinstance(dataset.get('ann_file'), str) and cfg.get('default_scope') == 'mmdet':
-            _check_coco(cfg, part, dataset, classes)
-        if (dataset.get('data_prefix') or {}).get('seg_map_path'):
-            _check_maps(dataset, classes, where)
+            counted = _check_coco(cfg, part, dataset, classes)
+        elif (dataset.get('data_prefix') or {}).get('seg_map_path'):
+            counted = _check_maps(dataset, classes, where)
+        num_images = counted if part == 'train' else num_images
+    return num_images
 
 
 def _class_names(dataset: ConfigDict, scope: str | None, where: str) -> list[str] | None:
@@ -171,14 +176,14 @@ def _class_names(dataset: ConfigDict, scope: str | None, where: str) -> list[str
     return None if classes is None else list(classes)
 
 
-def _check_coco(cfg: Config, part: str, dataset: ConfigDict, classes: list[str]) -> None:
+def _check_coco(cfg: Config, part: str, dataset: ConfigDict, classes: list[str]) -> int | None:
     file = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
     for evaluator in _evaluators(cfg, part):
         if part != 'train' and evaluator['ann_file'] and os.path.abspath(evaluator['ann_file']) != os.path.abspath(file):
             raise ValueError(f'{part}_evaluator.ann_file={show(evaluator["ann_file"])}, and {part}_dataloader.dataset reads {show(file)}: '
                              'expected the same file')
     if not os.path.isfile(file) or os.path.getsize(file) > LARGEST:
-        return
+        return None
     try:
         content = json.loads(Path(file).read_bytes())
         names = [category['name'] for category in content['categories']]
@@ -196,13 +201,14 @@ def _check_coco(cfg: Config, part: str, dataset: ConfigDict, classes: list[str])
         if not os.path.isfile(os.path.join(folder, image['file_name'])):
             raise ValueError(f'{file} names {show(image["file_name"])}, which is not in {show(folder)}; expected that images= (or '
                              'data_prefix.img) and file_name make a path together')
+    return len(images)
 
 
-def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> None:
+def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> int | None:
     root, prefix = dataset.get('data_root') or '', dataset['data_prefix']
     images, maps = (Path(root, prefix.get(key) or '') for key in ('img_path', 'seg_map_path'))
     if not images.is_dir():
-        return
+        return None
     suffix, map_suffix = dataset.get('img_suffix', '.jpg'), dataset.get('seg_map_suffix', '.png')
     pictures = sorted(path for path in images.rglob(f'*{suffix}') if path.is_file())
     if not pictures:
@@ -223,6 +229,7 @@ def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> None:
         if len(wrong := values[(values >= len(classes)) & (values != 255)]):
             raise ValueError(f'{file} holds the value {wrong[0]}, and {where} has {len(classes)} classes: expected 0 to '
                              f'{len(classes) - 1}, and 255 for pixels that do not count')
+    return len(pictures)
 
 
 def _check_folders(cfg: Config) -> None:
