@@ -42,7 +42,8 @@ def set_data(
         image_suffix, map_suffix: of a segmentor's files; a picture's map has the same name in front of them.
 
     Raises:
-        ValueError: no detector or segmentor, a split without `images` and `annotations`, or data sets within data sets.
+        ValueError: no detector or segmentor, or one whose classes are counted in another way; a split without `images` and
+            `annotations`; several data sets in the place of one.
     """
     segments = cfg.get('default_scope') == 'mmseg'
     if not segments and cfg.get('default_scope') != 'mmdet':
@@ -75,7 +76,11 @@ def set_data(
                 evaluator['ann_file'] = files['annotations']
         dataset.clear()
         dataset.update(**new, **common)
-    for part, _ in _counts(cfg.model, 'model'):
+    counts = [part for part, _ in _counts(cfg.model, 'model')]
+    if not counts:
+        raise ValueError(f'own_data: no part of the {cfg.model.get("type")} has a num_classes; write its numbers of classes and the data '
+                         'sets into the config by hand')
+    for part in counts:
         old, part['num_classes'] = part['num_classes'], len(classes)
         weights = (part.get('loss_cls') or {}).get('class_weight')
         if isinstance(weights, list) and len(weights) == old + 1:  # one more, for no object
@@ -151,9 +156,10 @@ def check_data(cfg: Config) -> int | None:
                                  f'expected {name}.num_classes={len(classes)}, or metainfo=dict(classes=...) with the names of your data '
                                  'in each dataset; own_data=dict(classes=..., ...) sets both')
         counted = None
-        if isinstance(dataset.get('ann_file'), str) and cfg.get('default_scope') == 'mmdet':
+        kind = str(dataset.get('type')).rpartition('.')[2]  # of others it is not known how their files are read
+        if kind == 'CocoDataset' and dataset.get('ann_file'):
             counted = _check_coco(cfg, part, dataset, classes)
-        elif (dataset.get('data_prefix') or {}).get('seg_map_path'):
+        elif kind == 'BaseSegDataset' and not dataset.get('ann_file') and (dataset.get('data_prefix') or {}).get('seg_map_path'):
             counted = _check_maps(dataset, classes, where)
         num_images = counted if part == 'train' else num_images
     return num_images
@@ -224,11 +230,10 @@ def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> int | No
                 raise ValueError(f'{file} is a picture of mode {opened.mode}: expected a label map, one number a pixel (L or P), 0 for '
                                  f'{classes[0]!r}')
             values = np.unique(np.asarray(opened))
-        if dataset.get('reduce_zero_label'):
-            values = values[values > 0] - 1
-        if len(wrong := values[(values >= len(classes)) & (values != 255)]):
-            raise ValueError(f'{file} holds the value {wrong[0]}, and {where} has {len(classes)} classes: expected 0 to '
-                             f'{len(classes) - 1}, and 255 for pixels that do not count')
+        first = 1 if dataset.get('reduce_zero_label') else 0
+        if len(wrong := values[(values >= first + len(classes)) & (values != 255)]):
+            raise ValueError(f'{file} holds the value {wrong[0]}, and {where} has {len(classes)} classes: expected '
+                             f'{first} to {first + len(classes) - 1}, and 255 for pixels that do not count')
     return len(pictures)
 
 
