@@ -1,5 +1,6 @@
 """Own data in configs: put in once, found everywhere, and what does not agree is said before training starts."""
 import json
+from contextlib import nullcontext
 
 import pytest
 import shapes
@@ -157,6 +158,33 @@ def test_files_that_are_wrong(tmp_path):
     refused(seg, SEGMENTATION, 'is a picture of mode RGB: expected a label map')
     (root / 'maps' / '0.png').unlink()
     refused(seg, SEGMENTATION, r'0.jpg has no label map .*0.png')
+
+
+def test_warm_up_of_a_recipe_for_coco_is_too_long_for_ten_pictures(root, monkeypatch):
+    said = []
+    monkeypatch.setattr('vitzoo.mm.schedules.print_log', lambda text, *_: said.append(text))
+    name = 'detection/retinanet_svit_small_1x_coco'
+    setup(set_data(Config.fromfile(config_path(name)), **own(root, name)))
+    assert len(said) == 1 and 'takes 500 iterations and training has 60' in said[0] and 'param_scheduler.0.end=6 ' in said[0]
+
+
+@pytest.mark.parametrize('kind, shifted, refused', [
+    ('BaseSegDataset', False, 2), ('BaseSegDataset', True, None), ('ADE20KDataset', False, None)])
+def test_maps_that_count_from_one(root, kind, shifted, refused):
+    """0 is then for pixels that do not count; kinds of data set with files of their own are left to them."""
+    cfg = set_data(Config.fromfile(config_path(SEGMENTATION)), **own(root, SEGMENTATION))
+    for part in 'train', 'val', 'test':
+        cfg[f'{part}_dataloader'].dataset.update(dict(type=kind, reduce_zero_label=shifted, metainfo=dict(classes=['circle', 'box'])))
+    cfg.model.decode_head.num_classes = 2
+    with pytest.raises(ValueError, match=f'holds the value {refused}') if refused else nullcontext():
+        setup(cfg)
+
+
+def test_a_head_that_counts_in_another_way(root):
+    cfg = Config.fromfile(config_path(DETECTION))
+    cfg.model = dict(type='Mask2Former', panoptic_head=dict(num_things_classes=80, num_stuff_classes=0))
+    with pytest.raises(ValueError, match='no part of the Mask2Former has a num_classes'):
+        set_data(cfg, **own(root, DETECTION))
 
 
 def test_what_is_not_there_is_not_read():
