@@ -19,6 +19,7 @@ onnx = ['onnx>=1.23', 'onnxscript>=0.7',
         'onnxruntime>=1.31; python_version >= "3.11"', 'onnxruntime>=1.23; python_version < "3.11"']
 viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
 openvino = ['openvino>=2026.1']
+completion = ['argcomplete>=3']  # of the command line, by the shell
 dev = ['fvcore', 'pytest>=7', 'hypothesis', 'pytest-timeout', 'pytest-xdist', 'ruff']
 
 setup(
@@ -34,7 +35,7 @@ setup(
     package_data={'vitzoo': ['py.typed', 'profiling/*.csv', '.mim/model-index.yml', '.mim/configs/**/*.py', '.mim/configs/metafiles/*.yml',
                              '.mim/tools/train.py', '.mim/tools/test.py', '.mim/tools/dist_train.sh']},
     install_requires=['torch>=2.11', 'timm>=1.0.31', 'rich', 'safetensors', 'huggingface_hub'],
-    extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'openvino': [*onnx, *openvino], 'viz': viz, 'dev': dev,
-                    'all': [*mm, *onnx, *openvino, *viz, *dev]},
+    extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'openvino': [*onnx, *openvino], 'viz': viz, 'completion': completion,
+                    'dev': dev, 'all': [*mm, *onnx, *openvino, *viz, *completion, *dev]},
     entry_points={'console_scripts': ['vitzoo = vitzoo_cli:main']},
 )

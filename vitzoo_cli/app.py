@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from vitzoo_runtime import __version__, terminal
 
+from .completion import complete
 from .output import Output
 
 COMMANDS = (
@@ -32,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+    parser.commands = commands.choices
     return parser
 
 
@@ -42,6 +44,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = make_parser()
+    complete(parser)
     args = parser.parse_args(argv)
     if args.version:
         print(f'vitzoo {__version__}')

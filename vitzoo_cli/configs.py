@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, metavar='N', help='default: that of the config, else 0')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='such as train_cfg.max_iters=100')
     parser.add_argument('--launcher', choices=['none', *RANK], default='none', help='what started several processes (default: none)')
-    parser.add_argument('--verbose', action='store_true', help="print what the libraries say instead of a bar and tables")
+    parser.add_argument('--verbose', action='store_true', help='print what the libraries say instead of a bar and tables')
 
 
 def find_config(config: str) -> Path:
@@ -58,20 +58,20 @@ def carry_out(action: str, args: argparse.Namespace, output: Output, prepare):
 
     `prepare` makes the config of `args`; what is wrong there is known before anything is written.
     """
-    if args.launcher == 'none':  # launchers choose for their processes
+    if args.launcher == 'none':  # else as many processes as there are GPUs, with a thread each
         choose_threads()
+    rank = int(os.environ.get(RANK.get(args.launcher, ''), 0))
+    if rank:  # the first process speaks for all
+        output.silence()
     with contextlib.ExitStack() as stack:
         log = None
         if not args.verbose:
             output.note('loading PyTorch and the model ...')
             log = stack.enter_context(quiet())
-        cfg = prepare(args)
-        rank = int(os.environ.get(RANK.get(args.launcher, ''), 0))
-        if rank:  # the first process speaks for all
-            output.silence()
+        cfg = prepare(args, output)
         console = None
         if log:
-            console = Path(cfg.work_dir, CONSOLE if not rank else f'{rank}.{CONSOLE}')
+            console = Path(cfg.work_dir, f'{rank}.{CONSOLE}' if rank else CONSOLE)
             console.parent.mkdir(parents=True, exist_ok=True)
             log.save(console)
         from .watch import Watch

@@ -104,7 +104,6 @@ def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
 
         from vitzoo import mm
         cfg = mm.setup(find_config(args.config))
-    with quiet():
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         model = MODELS.build(cfg.model)
     if not hasattr(model, 'backbone'):

@@ -90,8 +90,10 @@ def _refuse_to_replace(pictures: dict[Path, Path], args: argparse.Namespace) -> 
 def _rows(results: Sequence[dict], predictor, most: int = 50) -> list[tuple]:
     """The table's lines, each with its image; long runs are cut, predictions.json has them all."""
     names = Counter(Path(result['image']).name for result in results)
-    shown = [(name if names[name := Path(result['image']).name] == 1 else result['image'], result) for result in results[:most]]
-    rows = [(name, *cells) for name, result in shown for cells in predictor.lines(result)]
+    rows = []
+    for result in results[:most]:
+        name = Path(result['image']).name
+        rows += [(name if names[name] == 1 else result['image'], *cells) for cells in predictor.lines(result)]
     if len(results) > most:
         rows.append((f'and {len(results) - most} more', *[''] * len(predictor.columns)))
     return rows

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace):
+def _prepare(args: argparse.Namespace, output: Output):
     from vitzoo.mm import check_load_from
     cfg = configs.read_config(args)
     cfg.load_from = args.checkpoint

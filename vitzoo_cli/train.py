@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace):
+def _prepare(args: argparse.Namespace, output: Output):
     from vitzoo.mm import check_load_from, check_resumable
     asked = {'amp': args.amp, 'auto_scale_lr': args.auto_scale_lr, 'load_from': args.load_from}
     cfg = configs.read_config(args, **{name: value for name, value in asked.items() if value})
@@ -44,4 +44,6 @@ def _prepare(args: argparse.Namespace):
         if args.resume != 'auto':
             check_resumable(args.resume)
     check_load_from(cfg)
+    if args.amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
+        output.note('vitzoo: --amp: there is no GPU, so training is in plain float32')
     return cfg

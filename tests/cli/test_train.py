@@ -3,12 +3,15 @@ import io
 import json
 
 import pytest
+import timm
+import torch
 
 from vitzoo_cli import main
 from vitzoo_cli.output import Output
 
 pytest.importorskip('mmengine')
 pytest.importorskip('sklearn')
+from mmengine.config import Config  # noqa: E402
 
 CLASSIFIER = 'classification/svit_micro_digits'
 
@@ -38,8 +41,29 @@ def test_numbers_for_machines(digits, tmp_path, capsys):
     assert [v['iteration'] for v in report['validations']] == [1] and 'top1' in report['validations'][0]['metrics']
 
 
+def test_what_training_starts_from(digits, tmp_path, capsys):
+    """Weights, precision and rate are as they were asked for."""
+    model = timm.create_model('svit_micro', num_classes=10)
+    torch.save({f'model.{key}': value for key, value in model.state_dict().items()}, tmp_path / 'start.pth')
+    common = ['train', CLASSIFIER, '--work-dir', str(tmp_path / 'work'), '--json', '--cfg-options', 'train_cfg.max_iters=1']
+    asked = ['--load-from', str(tmp_path / 'start.pth'), '--amp', '--auto-scale-lr']
+    assert main([*common, *asked]) == 2 and 'auto_scale_lr.base_batch_size' in capsys.readouterr().err
+    assert main([*common, 'auto_scale_lr.base_batch_size=8', *asked]) == 0
+    assert ('--amp: there is no GPU' in capsys.readouterr().err) != torch.cuda.is_available()
+    cfg = Config.fromfile(tmp_path / 'work' / 'svit_micro_digits.py')
+    assert cfg.load_from == str(tmp_path / 'start.pth') and cfg.auto_scale_lr.enable
+    log = (tmp_path / 'work' / 'console.log').read_text()
+    assert 'LR is set based on batch size of 8' in log and f'Load checkpoint from {tmp_path / "start.pth"}' in log
+
+    torch.save(model.state_dict(), tmp_path / 'classifier.pth')
+    capsys.readouterr()
+    assert main(['train', 'detection/retinanet_svit_micro_digits', '--load-from', str(tmp_path / 'classifier.pth')]) == 2
+    assert 'init_cfg' in capsys.readouterr().err
+
+
 def test_a_failure_is_in_the_log(digits, tmp_path, capsys):
-    command = ['train', CLASSIFIER, '--work-dir', str(tmp_path), '--cfg-options', 'train_cfg.max_iters=1', 'model.num_classes=3']
+    changes = ['train_cfg.max_iters=1', 'train_dataloader.sampler.type=Nothing']
+    command = ['train', CLASSIFIER, '--work-dir', str(tmp_path), '--cfg-options', *changes]
     assert main(command) != 0
     err = capsys.readouterr().err
     assert f'vitzoo: more in {tmp_path / "console.log"}' in err and 'Traceback' not in err
