@@ -19,6 +19,9 @@ onnx = ['onnx>=1.23', 'onnxscript>=0.7',
         'onnxruntime>=1.31; python_version >= "3.11"', 'onnxruntime>=1.23; python_version < "3.11"']
 viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
 openvino = ['openvino>=2026.1']
+# what docs/clients.md has recipes for
+clients = ['segmentation-models-pytorch>=0.6', 'transformers>=5.24', 'peft>=0.21', 'accelerate>=1.15', 'lightning>=2.6', 'grad-cam>=1.5.7',
+           'torchinfo>=1.8', 'open_clip_torch>=3.3', 'onnxslim>=0.1.98', 'fvcore', 'pandas']
 dev = ['fvcore', 'pytest>=7', 'hypothesis', 'pytest-timeout', 'pytest-xdist', 'ruff']
 
 setup(
@@ -33,6 +36,7 @@ setup(
     package_data={'vitzoo': ['py.typed', 'profiling/published.csv']},
     install_requires=['torch>=2.11', 'timm>=1.0.31', 'rich', 'safetensors', 'huggingface_hub'],
     extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'openvino': [*onnx, *openvino], 'viz': viz, 'dev': dev,
+                    'clients': clients,
                     'all': [*mm, *onnx, *openvino, *viz, *dev]},
     entry_points={'console_scripts': ['vitzoo = vitzoo_cli:main']},
 )

@@ -80,14 +80,14 @@ def cam_of_a_block(name):
     pytest.importorskip('pytorch_grad_cam')
     from pytorch_grad_cam import GradCAM
     model = zoo.build(name)
-    GradCAM(model, [model.blocks[-1]], reshape_transform=lambda tokens: tokens.permute(0, 2, 1))(image(128, 160))
+    GradCAM(model, [model.blocks[-1]], reshape_transform=lambda tokens: tokens.permute(0, 2, 1))(image(128, 160), targets=None)
 
 
 def cam_without_transform(name):
     pytest.importorskip('pytorch_grad_cam')
     from pytorch_grad_cam import GradCAM
     model = zoo.build(name)
-    GradCAM(model, [model.blocks[-1]])(image(128, 160))
+    GradCAM(model, [model.blocks[-1]])(image(128, 160), targets=None)
 
 
 # what is tried, in the table's words -> (the models, what to do with one)

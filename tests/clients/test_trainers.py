@@ -117,7 +117,7 @@ def test_accelerate_dispatches_large_models(name, tmp_path):
     save_file(model.state_dict(), tmp_path / 'model.safetensors')
     with accelerate.init_empty_weights():
         empty = timm.create_model(name, num_classes=2)
-    filled = accelerate.load_checkpoint_and_dispatch(empty, tmp_path / 'model.safetensors', device_map={'': 'cpu'}).eval()
+    filled = accelerate.load_checkpoint_and_dispatch(empty, str(tmp_path / 'model.safetensors'), device_map={'': 'cpu'}).eval()
     with torch.no_grad():
         torch.testing.assert_close(filled(images), model(images), rtol=0, atol=0)
 
@@ -156,11 +156,12 @@ def test_layer_decay(name):
 
 @every_micro
 def test_save_for_hf_and_local_dir(name, tmp_path):
-    model, (images, _) = zoo.build(name, num_classes=5, in_chans=3), data()
+    model, (images, _) = zoo.build(name, num_classes=5), data()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     features = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, features_only=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
-        maps = model.forward_intermediates(images, intermediates_only=True)
-        torch.testing.assert_close(features(images)[-1], maps[features.feature_info.out_indices[-1]]) if not model.columnar else None
+        if name != 'stvit_deit_micro':  # its maps come from a recover block, which a classifier's file lacks
+            expected = model.forward_intermediates(images, indices=features.feature_info.out_indices, intermediates_only=True)
+            torch.testing.assert_close(features(images), expected, rtol=0, atol=0)
