@@ -38,7 +38,8 @@ def test_fvcore_alone(name):
     """Without our handles: attention that is one operator goes uncounted, and norms are counted."""
     fvcore = pytest.importorskip('fvcore.nn')
     model = timm.create_model(name).eval()
-    counter = fvcore.FlopCountAnalysis(model, torch.zeros(1, 3, SIZE, SIZE)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    counter = fvcore.FlopCountAnalysis(model, torch.zeros(1, 3, SIZE, SIZE))
+    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     ours = vitzoo.profile(model, SIZE).macs
     print(name, counter.total() / ours)
     assert 0.5 * ours < counter.total() < 1.5 * ours

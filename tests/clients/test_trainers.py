@@ -65,8 +65,8 @@ def test_lightning_trains_and_resumes(name, tmp_path):
             return torch.optim.SGD(self.parameters(), 0.01)
 
     def fit(module, epochs, path=None):
-        trainer = lightning.Trainer(accelerator='cpu', max_epochs=epochs, default_root_dir=tmp_path, logger=False, enable_progress_bar=False,
-                                    enable_model_summary=False, num_sanity_val_steps=0, enable_checkpointing=False)
+        trainer = lightning.Trainer(accelerator='cpu', max_epochs=epochs, default_root_dir=tmp_path, logger=False,
+                                    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
         trainer.fit(module, loader(), ckpt_path=path)
         return trainer
 
