@@ -28,7 +28,8 @@ def test_peft_trains_merges_and_reloads(name, tmp_path):
     peft = pytest.importorskip('peft')
     model, (images, labels) = zoo.build(name, num_classes=2), data()
     base = copy.deepcopy(model)
-    heads = [path for path, module in model.named_modules() if module in [*nn.ModuleList([model.get_classifier()]).modules()][1:]]
+    heads = [path for path, module in model.named_modules() if path.startswith('head') and isinstance(module, nn.Linear)]
+    assert heads
     config = peft.LoraConfig(r=2, target_modules='all-linear', exclude_modules=heads, modules_to_save=heads)
     adapted = peft.get_peft_model(model, config)
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 0.5)
