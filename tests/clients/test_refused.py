@@ -128,5 +128,5 @@ def test_fails_as_the_table_says(what, name, tmp_path):
 @pytest.mark.parametrize('attempt', [smp('DeepLabV3Plus'), smp('PAN'), smp_encoder(8), dense_output_stride])
 @pytest.mark.parametrize('name', ['svit_micro', 'cas_vit_micro'])
 def test_other_doors_refuse_an_output_stride_too(name, attempt):
-    with pytest.raises(ValueError, match='has its own strides.*UPerNet'):
+    with pytest.raises(ValueError, match='UPerNet.* has its own strides'):
         attempt(name)
