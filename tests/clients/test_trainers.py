@@ -28,7 +28,8 @@ def test_peft_trains_merges_and_reloads(name, tmp_path):
     peft = pytest.importorskip('peft')
     model, (images, labels) = zoo.build(name, num_classes=2), data()
     base = copy.deepcopy(model)
-    heads = [path for path, module in model.named_modules() if module in [*nn.ModuleList([model.get_classifier()]).modules()][1:]]
+    heads = [path for path, module in model.named_modules() if path.startswith('head') and isinstance(module, nn.Linear)]
+    assert heads
     config = peft.LoraConfig(r=2, target_modules='all-linear', exclude_modules=heads, modules_to_save=heads)
     adapted = peft.get_peft_model(model, config)
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 0.5)
@@ -65,8 +66,8 @@ def test_lightning_trains_and_resumes(name, tmp_path):
             return torch.optim.SGD(self.parameters(), 0.01)
 
     def fit(module, epochs, path=None):
-        quiet = dict.fromkeys(('logger', 'enable_progress_bar', 'enable_model_summary', 'enable_checkpointing'), False)
-        trainer = lightning.Trainer(accelerator='cpu', max_epochs=epochs, default_root_dir=tmp_path, num_sanity_val_steps=0, **quiet)
+        trainer = lightning.Trainer(accelerator='cpu', max_epochs=epochs, default_root_dir=tmp_path, logger=False,
+                                    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
         trainer.fit(module, loader(), ckpt_path=path)
         return trainer
 
@@ -117,7 +118,7 @@ def test_accelerate_dispatches_large_models(name, tmp_path):
     save_file(model.state_dict(), tmp_path / 'model.safetensors')
     with accelerate.init_empty_weights():
         empty = timm.create_model(name, num_classes=2)
-    filled = accelerate.load_checkpoint_and_dispatch(empty, tmp_path / 'model.safetensors', device_map={'': 'cpu'}).eval()
+    filled = accelerate.load_checkpoint_and_dispatch(empty, str(tmp_path / 'model.safetensors'), device_map={'': 'cpu'}).eval()
     with torch.no_grad():
         torch.testing.assert_close(filled(images), model(images), rtol=0, atol=0)
 
@@ -156,11 +157,12 @@ def test_layer_decay(name):
 
 @every_micro
 def test_save_for_hf_and_local_dir(name, tmp_path):
-    model, (images, _) = zoo.build(name, num_classes=5, in_chans=3), data()
+    model, (images, _) = zoo.build(name, num_classes=5), data()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     features = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, features_only=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
-        maps = model.forward_intermediates(images, intermediates_only=True)
-        torch.testing.assert_close(features(images)[-1], maps[features.feature_info.out_indices[-1]]) if not model.columnar else None
+        if name != 'stvit_deit_micro':  # its maps come from a recover block, which a classifier's file lacks
+            expected = model.forward_intermediates(images, indices=features.feature_info.out_indices, intermediates_only=True)
+            torch.testing.assert_close(features(images), expected, rtol=0, atol=0)
