@@ -1,5 +1,6 @@
 """Own data in configs: put in once, found everywhere, and what does not agree is said before training starts."""
 import json
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip('mmseg')
 from mmengine.config import Config  # noqa: E402
 
 from vitzoo.mm import config_path, set_data, setup  # noqa: E402
+from vitzoo.mm.config import CONFIGS  # noqa: E402
 
 DETECTION, SEGMENTATION = 'detection/mask-rcnn_svit_micro_digits', 'segmentation/fpn_svit_micro_digits'
 
@@ -61,6 +63,29 @@ def test_a_short_config_over_any_of_ours(name, root, tmp_path):
             assert not dataset.reduce_zero_label and not any(step.get('reduce_zero_label') for step in dataset.pipeline)
     weights = cfg.model.get('decode_head', {}).get('loss_cls', {}).get('class_weight')
     assert weights is None or weights == [1.0] * len(classes) + [0.1]
+
+
+@pytest.mark.parametrize('name', [
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'])
+def test_configs_of_the_libraries(name, root):
+    from mmengine.hub import get_config
+    ours = DETECTION if name.startswith('mmdet') else SEGMENTATION
+    cfg = setup(set_data(get_config(name), **own(root, ours)))
+    assert {*counts(cfg.model)} == {len(own(root, ours)['classes'])}
+    assert {cfg[f'{part}_dataloader'].dataset.type for part in ('train', 'val', 'test')} <= {'CocoDataset', 'BaseSegDataset'}
+
+
+def test_the_photographs_of_the_page(root, tmp_path, monkeypatch):
+    """With names and paths in the place of the dots, that config has nothing to be refused or warned of."""
+    said = []
+    monkeypatch.setattr('vitzoo.mm.schedules.print_log', lambda text, *_: said.append(text))
+    text = re.search(r'```py\n(# photos_detector.py.*?)```', shapes.PAGE.read_text(encoding='utf-8'), re.DOTALL)[1]
+    for name, dots, value in (('classes', '[...]', shapes.CLASSES), ('images', '...', str(root / 'images')),
+                              ('annotations', '...', str(root / 'objects.json'))):
+        text = text.replace(f'{name}={dots}', f'{name}={value!r}')
+    (tmp_path / 'photos.py').write_text(text.replace("'configs/", f"'{CONFIGS}/"))
+    cfg = setup(tmp_path / 'photos.py')
+    assert cfg.model.bbox_head.num_classes == 2 and cfg.train_cfg.max_epochs == 60 and len(cfg.param_scheduler) == 2 and not said
 
 
 @pytest.mark.parametrize('name', [DETECTION, SEGMENTATION])
