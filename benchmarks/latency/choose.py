@@ -21,7 +21,7 @@ from vitzoo_runtime.files import replacing
 from .. import rows as rows_of
 from .measure import read
 from .plan import is_ours, ours
-from .report import FILE, INT8, WORDS, models_at
+from .report import FILE, INT8, WORDS, listed, models_at, remarks
 
 ROOT = Path(__file__).parents[2]
 COSTS = Path(__file__).with_name('costs.csv')
@@ -126,9 +126,9 @@ def front(found: Iterable[Choice], runtime: str, size: int = 224) -> list[Choice
 
 
 def better(choice: Choice, found: Iterable[Choice], runtime: str, size: int = 224) -> Choice | None:
-    """The fastest that is at least as accurate, and faster."""
-    return next((other for other in timed(found, runtime, size)
-                 if other.known.top1 >= choice.known.top1 and other.speed[size][runtime] < choice.speed[size][runtime]), None)
+    """The fastest other one that is at least as accurate and takes no longer."""
+    return next((other for other in timed(found, runtime, size) if other is not choice and other.known.top1 >= choice.known.top1
+                 and other.speed[size][runtime] <= choice.speed[size][runtime]), None)
 
 
 # ---- tables
@@ -149,9 +149,8 @@ def table(found: Sequence[Choice], links: dict[str, int]) -> str:
 def _accuracy(known: Published | None, links: dict[str, int]) -> str:
     if known is None:
         return '-'
-    remarks = [*([f'at {known.size}'] if known.size != 224 else []), *(['distilled'] if 'dist' in known.tag else []),
-               *(['token labels'] if known.tag == 'token_labels' else [])]
-    return _linked(known.top1, known.source, links) + (f' ({", ".join(remarks)})' if remarks else '')
+    words = remarks(known.size, known.tag)
+    return _linked(known.top1, known.source, links) + (f' ({", ".join(words)})' if words else '')
 
 
 def _linked(value: float, source: str, links: dict[str, int]) -> str:
@@ -188,7 +187,7 @@ def medians() -> dict[str, dict[str, float]]:
     found = {}
     for row in _rows(ROOT / 'benchmarks' / 'dense' / 'results.csv'):
         for column, (task, *_) in MICRO.items():
-            if row['task'] == task:
+            if row['task'] == task and row[column]:
                 found.setdefault(row['model'], {}).setdefault(column, []).append(float(row[column]))
         if row['task'] != 'classification':
             found.setdefault(row['model'], {}).setdefault('macs', []).append(int(row['macs']) / 1e6)
@@ -224,15 +223,16 @@ def for_servers(found: Sequence[Choice]) -> list[str]:
 def for_edges(found: Sequence[Choice]) -> list[str]:
     """Edge devices with 8-bit instructions."""
     return [f'Exported in 8 bits, {_best(found, INT8, (.125, .25, .5, 1))}', _ours_against(found, INT8),
-            'Accuracies are those of float32: measure that of your own file with your own images, and try `--precision int8-static` for '
-            'models made of convolutions, which the figures here leave in float32 ([export](export.md#8-and-16-bits)).']
+            'Times are those of the same server, and accuracies those of float32: measure your own file on your device and images '
+            '([from config to device](deploy.md)), and try `--precision int8-static` for models made of convolutions, which the figures '
+            'here leave in float32 ([8 bits](export.md#8-and-16-bits)).']
 
 
 def for_dense(found: Sequence[Choice]) -> list[str]:
     """Detection and segmentation."""
     micro, results, head = medians(), published_dense(), ('Mask R-CNN', '12 epochs')
     box, mask = (max(micro, key=lambda model, c=column: micro[model].get(c, -1)) for column in ('box_mAP50', 'mIoU'))
-    first = max((results[name][head][0], name) for name in results if head in results[name])
+    first = max((results[name][head][0], name) for name in results if head in results[name] and is_ours(name))
     return [f'Of what was published for our families with Mask R-CNN in twelve epochs, {first[0]:.1f} box AP of `{first[1]}` are the most; '
             'a [table below](#detection-and-segmentation-as-published) has the rest.',
             f'Trained here, from scratch and at equal budget on digit scenes, `{box}` leads in detection '
@@ -297,12 +297,12 @@ def _ours_against(found: Sequence[Choice], runtime: str) -> str:
             beaten.setdefault(better(choice, found, runtime).name, []).append(choice)
     there = [c for c in own if c.name in ahead]
     return (f'Of ours, nothing measured is both faster and as accurate as {_with_accuracy(there)}' if there else
-            'Each of ours is beaten in both by one of timm\'s') + ''.join(
+            'Each of ours is beaten in both by another model') + ''.join(
         f'; `{name}` ({published(name).top1:.1f} %) beats {_with_accuracy(choices)}' for name, choices in beaten.items()) + '.'
 
 
 def _with_accuracy(choices: Iterable[Choice]) -> str:
-    return _list(f'{choice} ({choice.known.top1:.1f} %)' for choice in choices)
+    return listed(f'{choice} ({choice.known.top1:.1f} %)' for choice in choices)
 
 
 def _percent(share: float) -> str:
@@ -312,11 +312,6 @@ def _percent(share: float) -> str:
 def _learns(setting: str) -> bool:
     """Whether the method brings parameters that somebody has to train first."""
     return METHODS[setting.split()[0]].attach is not Method.attach if setting != 'plain' else False
-
-
-def _list(words: Iterable[object]) -> str:
-    words = [str(word) for word in words]
-    return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'
 
 
 # ---- the page
