@@ -7,9 +7,9 @@ says which one.
 import importlib
 import pkgutil
 
-from . import models  # noqa: F401  (registers the models)
+from vitzoo_runtime import __version__
 
-__version__ = '0.1.0'
+from . import models  # noqa: F401  (registers the models)
 
 # public name -> module that defines it
 _PUBLIC = {

@@ -1,16 +1,19 @@
 """The command line as a whole: one module a command, each with `add_arguments(parser)`, `run(args, output) -> status` and a docstring whose
 first line is its help."""
 import argparse
-import importlib
+import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
 
-from vitzoo_runtime import terminal
+from vitzoo_runtime import __version__, terminal
 
+from .completion import complete
 from .output import Output
 
-COMMANDS = ('list', 'info', 'demo', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile')
+COMMANDS = (
+    'list', 'info', 'demo', 'train', 'test', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile', 'timm')
+NEEDED = ('torch', 'timm')  # by all but `predict --onnx`
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+    parser.commands = commands.choices
     return parser
 
 
@@ -40,10 +44,12 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = make_parser()
+    complete(parser)
     args = parser.parse_args(argv)
     if args.version:
-        from vitzoo import __version__
         print(f'vitzoo {__version__}')
+        if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+            print(f'vitzoo: {_without(" and ".join(missing))}', file=sys.stderr)
         return 0
     if not args.command:
         parser.print_help(sys.stderr)
@@ -63,7 +69,13 @@ def _run(argv: Sequence[str] | None) -> int:
         return 2 if isinstance(e, ValueError) else 1
 
 
+def _without(names: str) -> str:
+    return f'there is no {names} here, without which nothing but "predict --onnx" works; they come with: pip install vitzoo'
+
+
 def _one_line(e: Exception) -> str:
+    if isinstance(e, ModuleNotFoundError) and e.name in NEEDED:
+        return _without(e.name)
     text = terminal.printable(' '.join(str(e).split()), terminal.LONGEST)
     ours = isinstance(e, (ValueError, ImportError, OSError)) or type(e).__module__.startswith('vitzoo')
     return text if ours and text else f'{type(e).__name__}: {text} (--debug shows where it came from)'

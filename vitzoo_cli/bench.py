@@ -9,7 +9,6 @@ With --config instead of PATTERN, a whole detector or segmentor: the time of bac
 """
 import argparse
 import fnmatch
-from pathlib import Path
 
 from vitzoo_runtime.files import refuse_to_replace
 
@@ -21,7 +20,7 @@ MOST = 200  # models at a time
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .models import size
     parser.add_argument('patterns', nargs='*', metavar='PATTERN')
-    parser.add_argument('--config', metavar='FILE', help='a config for tools/train.py, instead of PATTERN; needs --size')
+    parser.add_argument('--config', metavar='FILE', help='a config, as of "vitzoo train", instead of PATTERN; needs --size')
     parser.add_argument('--size', nargs='+', type=size, default=[], metavar='HxW', help="of the images (default: the model's own)")
     parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'], metavar='RUNTIME',
                         help='some of eager, compiled, onnxruntime, openvino (default: eager onnxruntime; for files onnxruntime)')
@@ -135,13 +134,15 @@ def _split(args: argparse.Namespace, output: Output) -> int:
         raise ValueError('--config needs one --size HxW, that of the images as the model is to see them')
     if not 1 <= args.rounds <= 1000:
         raise ValueError(f'--rounds {args.rounds}: expected 1 to 1000')
-    if not Path(args.config).is_file():
-        raise ValueError(f'{args.config}: no such file')
     from vitzoo.extras import require
-    require('mmdet', 'mm')
-    from vitzoo.mm.latency import split_config
+
+    from .configs import find_config
+    from .quiet import quiet
     height, width = args.size[0]
-    found = split_config(args.config, (height, width), rounds=args.rounds)
+    with quiet():
+        require('mmdet', 'mm')
+        from vitzoo.mm.latency import split_config
+        found = split_config(find_config(args.config), (height, width), rounds=args.rounds)
     whole = found['whole'][0]
     output.json({'config': args.config, 'size': [height, width],
                  'ms': {name: dict(zip(('median', 'lowest', 'highest'), ms, strict=True)) for name, ms in found.items()}})

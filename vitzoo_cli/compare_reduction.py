@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         output.note(f'vitzoo: left out: {reason}')
     if weights == 'random':
         output.note('vitzoo: no weights given: they are random, and agreement says little (--checkpoint FILE or --pretrained)')
-    x, about, failed = _read(args, model, (height, width))
+    x, about, failed = _read(args, model, (height, width), output)
     export = not (args.no_latency or args.no_export)
     with output.bar('comparing', len(settings) + 1) as advance:
         rows = compare(model, x, settings, latency=not args.no_latency, export=export, rounds=args.rounds, progress=advance)
@@ -100,7 +100,7 @@ def _build(args: argparse.Namespace):
     return model, 'loaded' if args.checkpoint or args.pretrained else 'random'
 
 
-def _read(args: argparse.Namespace, model, size: tuple[int, int]):
+def _read(args: argparse.Namespace, model, size: tuple[int, int], output: Output):
     """Images (B, C, H, W), where they are from, and those that could not be read. Raises ValueError if none is left."""
     import numpy as np
     import torch
@@ -108,7 +108,7 @@ def _read(args: argparse.Namespace, model, size: tuple[int, int]):
 
     from vitzoo_runtime.images import Preprocessing, read_image
 
-    from .files import find_images
+    from .files import find_images, other_pictures
     data = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     prepare = Preprocessing((model.in_chans, *size), tuple(data['mean']), tuple(data['std']), data['interpolation'], data['crop_pct'])
     failed = []
@@ -120,6 +120,8 @@ def _read(args: argparse.Namespace, model, size: tuple[int, int]):
         out = args.out and Path(args.out).resolve()
         paths = [path for path in find_images(args.images) if path.resolve() != out]
         arrays, about = [], ', '.join(args.images)
+        for note in other_pictures(args.images)[1]:
+            output.note(f'vitzoo: {note}')
         for path in _spread(paths, args.most):
             try:
                 arrays.append(prepare(read_image(path)))

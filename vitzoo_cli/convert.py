@@ -1,30 +1,30 @@
 """Convert a published checkpoint to our layout, once.
 
-With --model the result is a .safetensors file whose metadata says where it came from: hash and name of the source, model, licence. With
---config FILE is a whole detector or segmentor, and the result a .pth file that mmdet's and mmseg's tools load. The weights are checked
-against the model, of which nothing may be missing; FILE is read as data, never executed.
+MODEL is the registered name whose weights they are, best with its tag. The result is a .safetensors file whose metadata says where it came
+from: hash and name of the source, model, licence. With --config instead, FILE is a whole detector or segmentor, and the result a .pth file
+that mmdet's and mmseg's tools load. The weights are checked against the model, of which nothing may be missing; FILE is read as data, never
+executed.
 """
 import argparse
-import contextlib
 import hashlib
-import io
 import os
-import warnings
 from pathlib import Path
 
 from vitzoo_runtime.files import refuse_to_replace, replacing
 from vitzoo_runtime.terminal import printable
 
+from .configs import find_config
 from .output import Output
+from .quiet import quiet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('file', metavar='FILE', help='.pth or .safetensors, in any published layout of the family')
     from .models import count
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument('--model', metavar='NAME', help='the model whose weights they are, best with its tag')
-    target.add_argument('--config', metavar='FILE', help='the config of the detector or segmentor whose weights they are')
-    parser.add_argument('--out', required=True, metavar='FILE', help='the .safetensors (--model) or .pth file (--config) to write')
+    parser.add_argument('model', nargs='?', metavar='MODEL', help='registered name')
+    parser.add_argument('file', metavar='FILE', help='.pth or .safetensors, in any published layout of the family')
+    parser.add_argument('--model', dest='model_before', metavar='NAME', help=argparse.SUPPRESS)  # how 0.1 wrote it; goes with 0.3
+    parser.add_argument('--config', metavar='FILE', help='the config of the detector or segmentor whose weights they are, instead of MODEL')
+    parser.add_argument('--out', required=True, metavar='FILE', help='the .safetensors (MODEL) or .pth file (--config) to write')
     parser.add_argument('--num-classes', type=count, metavar='N', help="if not the model's own number")
     parser.add_argument('--features', action='store_true', help='the file is a dense backbone, without classifier')
     parser.add_argument('--ema', action='store_true', help='take the averaged weights')
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
+    args.model = args.model or args.model_before
+    if bool(args.model) == bool(args.config):
+        raise ValueError('give either MODEL FILE, or FILE and --config')
     source, out = Path(args.file), Path(args.out)
     if not source.is_file():
         raise ValueError(f'{source}: no such file')
@@ -92,23 +95,19 @@ def _convert_model(args: argparse.Namespace, out: Path) -> tuple:
 
 def _convert_detector(args: argparse.Namespace, out: Path) -> tuple:
     if args.features or args.num_classes is not None:
-        raise ValueError('--features and --num-classes go with --model; a config says itself what its model has')
-    if not Path(args.config).is_file():
-        raise ValueError(f'{args.config}: no such config file')
+        raise ValueError('--features and --num-classes go with MODEL; a config says itself what its model has')
     import torch
 
-    from vitzoo import mm
     from vitzoo.weights import read_meta
+    with quiet():
+        from mmengine.registry import MODELS, init_default_scope
 
-    cfg = mm.setup(args.config)
-    from mmengine.registry import MODELS, init_default_scope
-    # the libraries deprecate a lot on import, and say what they do on stdout
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')
+        from vitzoo import mm
+        cfg = mm.setup(find_config(args.config))
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         model = MODELS.build(cfg.model)
     if not hasattr(model, 'backbone'):
-        raise ValueError(f'{args.config} builds a {type(model).__name__}, no detector or segmentor; --model converts classifiers')
+        raise ValueError(f'{args.config} builds a {type(model).__name__}, no detector or segmentor; MODEL converts classifiers')
     report = mm.load_whole(model, args.file, use_ema=args.ema)
     metadata = {'model': type(model).__name__, 'config': args.config, **_origin(args), 'license': args.license or 'unknown'}
     # what mmdet and mmseg ask a file for: the names of its classes, in the words of any version

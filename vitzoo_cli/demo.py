@@ -7,6 +7,8 @@ seen, draws what it finds there, exports the backbone to ONNX and compares it wi
 import argparse
 import contextlib
 import os
+import shlex
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,12 +17,14 @@ from vitzoo_runtime.files import MARK, is_ours, refuse_to_replace, write_json
 
 from .files import make_folder
 from .output import Output
+from .threads import choose_threads
 
 FILES = {'pictures': 'predictions.png', 'ONNX': 'backbone.onnx', 'report': 'report.json', 'log': 'training.log'}
 TRAINING = 'training'  # the folder of mmengine's files
 CONFIG = 'detection/mask-rcnn_svit_micro_digits'
 NUM_PICTURES = 12
 SCORE = 0.5  # of what is drawn
+BEST = 3  # drawn of each scene where nothing scores so high yet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +43,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         raise ValueError(f'--seed {args.seed}: expected 0 or more, below 2**32')
     _refuse_to_replace(Path(args.out), args.force)
     start = time.perf_counter()
+    choose_threads()
     output.note('loading PyTorch and MMDetection ...')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # those libraries deprecate a lot on import
@@ -54,7 +59,11 @@ def run(args: argparse.Namespace, output: Output) -> int:
         trained = _train(config, data.root, out, args.seed, args.iterations, output)
 
         output.note('drawing ...')
-        save_png(contact_sheet([_draw(sample, digit_scenes.CLASSES) for sample in trained['samples']], columns=3), out / FILES['pictures'])
+        found = [sample.pred_instances.cpu() for sample in trained['samples']]
+        sure = any((one.scores >= SCORE).any() for one in found)
+        shown = [one[one.scores >= SCORE] if sure else one[one.scores.argsort(descending=True)[:BEST]] for one in found]
+        save_png(contact_sheet([_draw(sample, one, digit_scenes.CLASSES) for sample, one in zip(trained['samples'], shown, strict=True)],
+                               columns=3), out / FILES['pictures'])
         output.note('exporting ...')
         preset = data.preset
         report = vitzoo.export_onnx(trained['backbone'], out / FILES['ONNX'], (preset.height, preset.width), source='vitzoo demo',
@@ -74,6 +83,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
                        'mask_mAP50': metrics['segm_mAP_50'], 'seconds': trained['test_seconds']},
         'onnx': report.to_dict(), 'files': files, 'seconds': time.perf_counter() - start,
     }
+    result['next'] = _next_commands(files, out, data.root / 'detection' / 'test', preset)
     write_json(out / FILES['report'], result)
     output.json(result)
     evaluation, latency = result['evaluation'], report.latency_ms
@@ -87,9 +97,32 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'ONNX backbone': f'{report.nodes} nodes, {report.file_size / 1e6:.1f} MB, differs from PyTorch by {report.max_error:.1e} of the '
                          'largest value',
         'latency': f'PyTorch {latency["pytorch"]:.1f} ms, ONNX Runtime {latency["onnxruntime"]:.1f} ms (one scene, one thread)',
+        'drawn': f'what scores {SCORE} and more' if sure else f'the best {BEST} of each scene: nothing scores {SCORE} so early',
         **files,
     })
+    output.note('Go on with:')
+    for command in [*_activation(), *result['next']]:
+        output.note(f'  {command}')
     return 0
+
+
+def _next_commands(files: dict[str, str], out: Path, scenes: Path, preset) -> list[str]:
+    """What can be done with the trained detector, as lines for a shell."""
+    trained = ['--config', files['config'], '--checkpoint', files['checkpoint']]
+    onnx = str(out / 'detector.onnx')
+    return [shlex.join(['vitzoo', *command]) for command in (
+        ['predict', str(scenes), *trained, '--out', str(out / 'seen')],
+        ['export', *trained, '--size', f'{preset.height}x{preset.width}', '--out', onnx],
+        ['predict', str(scenes), '--onnx', onnx, '--out', str(out / 'seen_onnx')],
+    )]
+
+
+def _activation() -> list[str]:
+    """The line without which a shell does not know this environment's commands, where it is needed."""
+    if sys.prefix == sys.base_prefix or os.environ.get('VIRTUAL_ENV') == sys.prefix:
+        return []
+    prefix = Path(sys.prefix)
+    return [shlex.join(['source', str((prefix.relative_to(Path.cwd()) if prefix.is_relative_to(Path.cwd()) else prefix) / 'bin/activate')])]
 
 
 def _refuse_to_replace(out: Path, force: bool) -> None:
@@ -151,12 +184,10 @@ def _train(config: Path, data: Path, out: Path, seed: int, iterations: int | Non
     }
 
 
-def _draw(sample, classes):
+def _draw(sample, found, classes):
     """A scene with what was found in it."""
     from PIL import Image
 
     from vitzoo.viz import draw_detections
-    found = sample.pred_instances.cpu()
-    found = found[found.scores >= SCORE]
     return draw_detections(Image.open(sample.img_path), found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy(),
                            found.masks.numpy(), classes)

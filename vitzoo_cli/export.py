@@ -18,7 +18,8 @@ from .output import Output
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .models import add_reduce, count, size
     parser.add_argument('model', nargs='?', metavar='MODEL', help='registered name, ours or timm\'s')
-    parser.add_argument('--config', metavar='FILE', help='a config for tools/train.py, instead of MODEL; needs --checkpoint and --size')
+    parser.add_argument('--config', metavar='FILE', help='a config, as of "vitzoo train", instead of MODEL; needs '
+                        '--checkpoint and --size')
     parser.add_argument('--out', required=True, metavar='FILE', help='the ONNX file to write')
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument('--checkpoint', metavar='FILE', help='weights, in any published layout')

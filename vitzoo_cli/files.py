@@ -3,7 +3,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitzoo_runtime.files import SUFFIXES, images_below
+from vitzoo_runtime.files import OTHERS, SUFFIXES, images_below
 
 LABELS = '.labels.png'  # of a segmentor's label map, beside the picture
 
@@ -46,7 +46,8 @@ def find_images(paths: Sequence[str], out: str | Path | None = None) -> dict[Pat
                 found.setdefault(path, path.relative_to(start))
     if not found:
         outside = '' if out is None else f' outside {out}'
-        raise ValueError(f'{", ".join(map(str, paths))}: no image found{outside}. Expected files that end in {", ".join(SUFFIXES)}.')
+        raise ValueError(f'{", ".join(map(str, paths))}: no image found{outside}. Expected files that end in {", ".join(SUFFIXES)}.'
+                         + ''.join(f' {note}.' for note in other_pictures(paths)[1]))
     pictures, taken = {}, set()
     for path, name in found.items():
         name, number = name.with_suffix('.png'), 2
@@ -56,3 +57,10 @@ def find_images(paths: Sequence[str], out: str | Path | None = None) -> dict[Pat
         taken |= {name, name.with_suffix(LABELS)}
         pictures[path] = name
     return pictures
+
+
+def other_pictures(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The pictures below the folders of `paths` that `find_images` leaves out because of their kind, and a note of it if there are any."""
+    found = [path for start in map(Path, paths) if start.is_dir() for path in images_below(start, OTHERS)]
+    some = ', '.join([*(path.name for path in found[:3]), *([f'and {len(found) - 3} more'] if len(found) > 3 else [])])
+    return found, [f'pictures of other kinds were left out: {some}; convert them to PNG or JPEG'] if found else []

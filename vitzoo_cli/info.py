@@ -40,6 +40,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'params': cost.params, 'input_size': list(cost.input_size), 'macs': cost.macs, 'activations': cost.activations,
         'bytes_moved': cost.bytes_moved, 'operators': cost.operators, 'num_classes': model.num_classes,
         'stages': [{'channels': stage['num_chs'], 'stride': stage['reduction']} for stage in getattr(model, 'feature_info', [])],
+        'classifier_size': list(model.classifier_size) if getattr(model, 'form', None) == 'auto' else None,
         'min_input_size': list(smallest) if smallest else None, 'fixed_input_size': bool(fixed),
         'paper': cfg.get('paper_ids') or None, 'license': cfg.get('license') or None,
         'weights': {tag: models.where(c) for tag, c in models.tags_of(name).items()},
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         sizes = 'fixed' + (' (vitzoo.DenseBackbone frees it)' if info['stages'] else '')
     else:
         sizes = f'{"x".join(map(str, smallest[-2:]))} at least' if smallest else 'any'
+    native = 'x'.join(map(str, info['classifier_size'] or ()))
     output.facts(args.model, {
         'about': info['about'],
         'parameters': f'{cost.params:,}',
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
         'feature maps': _maps(info['stages']) or None,
         'classes': model.num_classes,
         'image sizes': sizes,
+        f'at {native}': native and ["another function of the same weights than at all other sizes (form='auto'):",
+                                    "the published classifier; form='dense' runs that of the detectors here too"] or None,
         'paper': _paper(info['paper']),
         'licence': info['license'],
         'weights': [f'{tag}: {where}' if tag else where for tag, where in info['weights'].items()],

@@ -1,7 +1,4 @@
 """Objects, regions or classes by a model of MMDetection, MMSegmentation or our classification configs, for `vitzoo predict`."""
-import contextlib
-import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +7,9 @@ from PIL import Image
 from vitzoo_runtime import findings
 from vitzoo_runtime.pictures import draw_classes
 from vitzoo_runtime.terminal import printable
+
+from .configs import find_config
+from .quiet import quiet
 
 
 class MmPredictor:
@@ -24,48 +24,48 @@ class MmPredictor:
     """
 
     def __init__(self, config: str, checkpoint: str, threshold: float):
-        for path in (config, checkpoint):
-            if not Path(path).is_file():
-                raise ValueError(f'{path}: no such file')
+        if not Path(checkpoint).is_file():
+            raise ValueError(f'{checkpoint}: no such file')
+        with quiet():
+            self._load(config, checkpoint, threshold)
+
+    def _load(self, config: str, checkpoint: str, threshold: float) -> None:
+        file = find_config(config)
         import torch
 
         import vitzoo.mm
         self.threshold = threshold
         from vitzoo.mm.safe_load import read_content
-        cfg = vitzoo.mm.setup(config)
+        cfg = vitzoo.mm.setup(file)
         scope, device = cfg.get('default_scope'), 'cuda:0' if torch.cuda.is_available() else 'cpu'
-        # those libraries deprecate a lot on import, and say what they load on stdout
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')
-            if scope == 'mmdet':
-                from mmdet.apis import inference_detector, init_detector
-                self.task, self.columns, self.find = 'detection', ('found', 'best score'), self.find_objects
-                self.infer, self.model = inference_detector, init_detector(cfg, None, 'random', device)
-            elif scope == 'mmseg':
-                from mmseg.apis import inference_model, init_model
-                self.task, self.columns, self.find = 'segmentation', ('class', 'share'), self.find_regions
-                self.infer, self.model = inference_model, init_model(cfg, None, device)
-            elif cfg.get('model', {}).get('type') == 'vitzoo.Classifier':
-                from vitzoo.mm.classification import inference_classifier, init_classifier
-                self.task, self.columns, self.find = 'classification', ('class', 'probability'), self.find_classes
-                self.infer, self.model = inference_classifier, init_classifier(cfg, checkpoint, device=device)
-            else:
-                raise ValueError(f'{config}: default_scope={scope!r}; expected a config of MMDetection or MMSegmentation (mmdet, mmseg), '
-                                 'or one with a vitzoo.Classifier')
-            if self.task != 'classification':  # those libraries would read the file unchecked, and pass over what does not fit
-                vitzoo.mm.load_whole(self.model, checkpoint)
-                self.model.dataset_meta = {'classes': _class_names(read_content(checkpoint), cfg)}
-            if self.task == 'segmentation':  # that library looks for the images' way into the model elsewhere than its own testing does
-                self.model.cfg.test_pipeline = _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline')
-                if not self.model.cfg.test_pipeline:
-                    raise ValueError(f'{config} does not say how images are prepared: expected test_dataloader.dataset.pipeline')
+        if scope == 'mmdet':
+            from mmdet.apis import inference_detector, init_detector
+            self.task, self.columns, self.find = 'detection', ('found', 'best score'), self.find_objects
+            self.infer, self.model = inference_detector, init_detector(cfg, None, 'random', device)
+        elif scope == 'mmseg':
+            from mmseg.apis import inference_model, init_model
+            self.task, self.columns, self.find = 'segmentation', ('class', 'share'), self.find_regions
+            self.infer, self.model = inference_model, init_model(cfg, None, device)
+        elif cfg.get('model', {}).get('type') == 'vitzoo.Classifier':
+            from vitzoo.mm.classification import inference_classifier, init_classifier
+            self.task, self.columns, self.find = 'classification', ('class', 'probability'), self.find_classes
+            self.infer, self.model = inference_classifier, init_classifier(cfg, checkpoint, device=device)
+        else:
+            raise ValueError(f'{config}: default_scope={scope!r}; expected a config of MMDetection or MMSegmentation (mmdet, mmseg), '
+                             'or one with a vitzoo.Classifier')
+        if self.task != 'classification':  # those libraries would read the file unchecked, and pass over what does not fit
+            vitzoo.mm.load_whole(self.model, checkpoint)
+            self.model.dataset_meta = {'classes': _class_names(read_content(checkpoint), cfg)}
+        if self.task == 'segmentation':  # that library looks for the images' way into the model elsewhere than its own testing does
+            self.model.cfg.test_pipeline = _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline')
+            if not self.model.cfg.test_pipeline:
+                raise ValueError(f'{config} does not say how images are prepared: expected test_dataloader.dataset.pipeline')
         self.classes = self.model.dataset_meta['classes']
         self.about = {'config': config, 'checkpoint': checkpoint, 'task': self.task, 'classes': list(self.classes)}
         self.right = self.columns[1:]
 
     def __call__(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+        with quiet():
             return self.find(image)
 
     def find_objects(self, image: Image.Image) -> tuple[dict, dict[str, Image.Image]]:

@@ -3,7 +3,6 @@ import argparse
 import importlib.util
 import re
 from difflib import get_close_matches
-from urllib.parse import urlsplit
 
 
 def known(name: str) -> str:
@@ -47,11 +46,11 @@ def where(cfg) -> str:
     return 'none'
 
 
-def where_in_short(cfg) -> str:
-    """`where` for narrow tables: no folder names."""
-    if cfg.hf_hub_id or cfg.url or not cfg.origin_url:
-        return where(cfg)
-    return ', '.join([f'{urlsplit(cfg.origin_url).hostname} (by hand)', *(cfg.notes or ())])
+def how(cfgs) -> str:
+    """Whether the weights of any of these timm.models.PretrainedCfg can be had, in a word."""
+    if any(cfg.hf_hub_id or cfg.url for cfg in cfgs):
+        return 'download'
+    return 'by hand' if any(cfg.origin_url for cfg in cfgs) else '-'
 
 
 def size(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 MARK = 'made by vitzoo'  # in the first bytes of every file that a command writes, which may therefore be replaced by the next run
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')  # of images
+OTHERS = ('.avif', '.dng', '.gif', '.heic', '.heif', '.ico', '.jfif', '.jp2', '.jxl', '.pgm', '.psd', '.svg', '.tga')  # that are not read
 
 
 def temporary_name(path: str | Path) -> Path:
@@ -86,9 +87,9 @@ def write_json(path: str | Path, data: object) -> None:
         temporary.write_text(text, encoding='utf-8')
 
 
-def images_below(folder: str | Path) -> list[Path]:
+def images_below(folder: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """The image files in a folder and its folders, sorted. What is hidden is left out: names that begin with a dot are those of files that
     a killed program left half written, of thumbnails and the like."""
     folder = Path(folder)
-    return [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in SUFFIXES and path.is_file()
+    return [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in suffixes and path.is_file()
             and not any(part.startswith('.') for part in path.relative_to(folder).parts)]

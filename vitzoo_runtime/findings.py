@@ -5,17 +5,22 @@ import numpy as np
 from PIL import Image
 
 from .masks import encode_rle
-from .pictures import draw_detections, draw_segmentation, palette
+from .pictures import clearest, draw_detections, draw_segmentation, palette
 
 
 def objects(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None,
             classes: Sequence[str]) -> tuple[dict, dict[str, Image.Image]]:
-    """Boxes (N, 4), labels and scores (N,), best first, masks (N, H, W) or None, in pixels of the image; masks become COCO's codes."""
+    """Boxes (N, 4), labels and scores (N,), best first, masks (N, H, W) or None, in pixels of the image; masks become COCO's codes.
+
+    Where there are so many that the picture shows the clearest alone, `drawn` says how many.
+    """
     found = [{'label': int(label), 'name': _name(classes, label), 'score': float(score), 'box': [round(float(v), 2) for v in box]}
              for box, label, score in zip(boxes, labels, scores, strict=True)]
     for item, mask in zip(found, () if masks is None else masks, strict=masks is not None):
         item['mask'] = encode_rle(mask)
-    return {'objects': found}, {'picture': draw_detections(image, boxes, labels, scores, masks, classes)}
+    shown = clearest(boxes, scores)
+    picture = draw_detections(image, boxes[shown], labels[shown], scores[shown], None if masks is None else masks[shown], classes)
+    return {'objects': found, **({'drawn': len(shown)} if len(shown) < len(boxes) else {})}, {'picture': picture}
 
 
 def regions(image: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> tuple[dict, dict[str, Image.Image]]:

@@ -98,6 +98,27 @@ def draw_detections(
     return canvas
 
 
+def clearest(boxes: np.ndarray, scores: np.ndarray, most: int = 40) -> np.ndarray:
+    """Which boxes (N, 4) to draw, so that a picture of very many can be read: indices, best first.
+
+    Up to `most` that is all of them. Of more, as a detector gives that has not learned much, those are left out whose intersection with a
+    better one is more than half of their union, and of the rest all but the best `most`.
+    """
+    order = np.argsort(-np.asarray(scores), kind='stable')
+    if len(order) <= most:
+        return order
+    boxes = np.asarray(boxes, np.float64)
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
+    kept = []
+    for i in order:
+        common = (np.minimum(boxes[i, 2:], boxes[kept, 2:]) - np.maximum(boxes[i, :2], boxes[kept, :2])).clip(0).prod(1)
+        if (common <= 0.5 * (areas[i] + areas[kept] - common)).all():
+            kept.append(i)
+        if len(kept) == most:
+            break
+    return np.array(kept)
+
+
 def draw_segmentation(
         image: Image.Image | np.ndarray,
         labels: np.ndarray,

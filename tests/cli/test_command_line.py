@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import zoo
 
 from vitzoo_cli import main
 from vitzoo_cli.app import COMMANDS
@@ -36,6 +37,32 @@ def test_as_a_module(module):
 def test_version(capsys):
     assert main(['--version']) == 0
     assert re.fullmatch(r'vitzoo \d+\.\d+\.\d+\S*\n', capsys.readouterr().out)
+
+
+WITHOUT = """
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, *args):
+        return None if name.split('.')[0] in {words} else self.finder.find_spec(name, *args)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+from vitzoo_cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize('missing, arguments, status', [
+    (('torch', 'timm'), ['--version'], 0), (('torch',), ['list'], 1), (('timm',), ['list'], 1), (('torch',), ['train', 'x.py'], 1),
+    (('torch', 'timm'), ['info', 'svit_micro'], 1)])
+def test_without_pytorch_it_says_what_is_missing(missing, arguments, status):
+    done = run('-c', WITHOUT.replace('{words}', repr(missing)), *arguments)
+    assert done.returncode == status and bool(re.match(r'vitzoo \d', done.stdout)) == (status == 0)
+    last = done.stderr.splitlines()[-1]
+    assert re.match(f'vitzoo: there is no {" and ".join(missing)}|vitzoo: there is no {missing[-1]}', last) and 'pip install' in last
+    assert 'Traceback' not in done.stderr
 
 
 def test_without_a_command_it_says_which_there_are(capsys):
@@ -84,10 +111,24 @@ def test_list(capsys):
     assert models['svit_small']['params'] == 25_495_624
     assert set(models['svit_small']['tags']) == {'in1k', 'in1k_384'}
     assert models['svit_small']['tags']['in1k_384']['input_size'] == [3, 384, 384]
+    assert models['svit_small']['macs'] == 4_340_363_648 and models['svit_small']['top1'] == 83.6
+    assert models['svit_micro']['top1'] is None
+    assert main(['list', 'resnet*']) == 2
+
+
+def test_list_is_a_line_a_model_of_80_columns_and_builds_none(monkeypatch, capsys):
+    monkeypatch.setattr(timm, 'create_model', lambda *args, **kwargs: pytest.fail('built a model'))
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True, raising=False)
+    monkeypatch.setenv('COLUMNS', '80')
+    assert main(['list']) == 0
+    lines = re.sub(r'\x1b\[[\d;]*m', '', capsys.readouterr().out).splitlines()
+    rows = {cells[0]: ' '.join(cells[1:]) for cells in (line.replace('│', ' ').split() for line in lines if line.startswith('│'))}
+    assert set(rows) == set(zoo.NAMES) and max(map(len, lines)) <= 80
+    assert rows['svit_small'] == '25.5 M 4.34 224 83.6 by hand' and rows['stvit_small'] == '49.6 M 5.63 224 82.7 download'
+    assert rows['svit_micro'] == '1.6 M 0.31 224 - -'
     assert main(['list', 'micro']) == 0
     out = capsys.readouterr().out
     assert 'svit_micro' in out and 'svit_small' not in out
-    assert main(['list', 'resnet*']) == 2
 
 
 def test_info(capsys):
@@ -100,6 +141,13 @@ def test_info(capsys):
     assert all(text in out for text in ('25,495,624', '3x384x384', 'arxiv.org/abs/2211.11167', 'drive.google', 'stride 32: 512'))
     assert main(['info', 'svit_small.nonsense']) == 2
     assert 'in1k' in capsys.readouterr().err
+
+
+def test_info_says_where_another_function_runs(capsys):
+    assert main(['info', 'stvit_micro']) == 0
+    assert 'at 224x224' in (out := capsys.readouterr().out) and "form='dense'" in out
+    assert main(['info', 'svit_micro']) == 0
+    assert 'another function' not in capsys.readouterr().out
 
 
 def test_info_on_a_model_of_timm(capsys):

@@ -21,8 +21,8 @@ def checkpoint(tmp_path):
     return tmp_path / 'published.pth', state
 
 
-def convert(checkpoint, out, *more):
-    return main(['convert', str(checkpoint), '--model', 'svit_micro', '--out', str(out), *more])
+def convert(checkpoint, out, *more, model='svit_micro'):
+    return main(['convert', model, str(checkpoint), '--out', str(out), *more])
 
 
 def test_convert(checkpoint, tmp_path, capsys):
@@ -57,10 +57,22 @@ def test_convert_a_dense_backbone(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in backbone.model.state_dict().items())
 
 
+@pytest.mark.parametrize('model, message', [('svit_small', 'does not fit'), ('svit_nano', 'unknown model')])
+def test_convert_to_the_wrong_model(checkpoint, tmp_path, capsys, model, message):
+    assert convert(checkpoint[0], tmp_path / 'x.safetensors', '--num-classes', '10', model=model) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / 'x.safetensors').exists()
+
+
+def test_convert_as_it_was_written_before(checkpoint, tmp_path, capsys):
+    file, out = str(checkpoint[0]), str(tmp_path / 'x.safetensors')
+    assert main(['convert', file, '--model', 'svit_micro', '--num-classes', '10', '--out', out]) == 0
+    for words in [file], ['svit_micro', file, '--config', 'c.py']:
+        assert main(['convert', *words, '--out', out, '--force']) == 2
+        assert 'either MODEL FILE, or FILE and --config' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('more, message', [
     ([], 'classifies 10 classes'),
-    (['--num-classes', '10', '--model', 'svit_small'], 'does not fit'),
-    (['--num-classes', '10', '--model', 'svit_nano'], 'unknown model'),
     (['--num-classes', '10', '--features'], 'no classes'),
     (['--num-classes', '10', '--out', 'x.pth'], '.safetensors'),
     (['--num-classes', '10', '--out', 'nowhere/x.safetensors'], 'no folder'),

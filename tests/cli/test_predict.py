@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,30 @@ def test_file_of_another_kind(tiny_onnx, images, tmp_path, capsys, changes, mess
     assert main(['predict', str(images), '--onnx', str(tiny_onnx(**changes)), '--out', str(tmp_path / 'out')]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1 and len(error) < 600 and not (tmp_path / 'out').exists()
+
+
+def test_every_line_names_its_image(tiny_onnx, images, tmp_path, capsys):
+    """By its path, where two have one name."""
+    Image.new('RGB', (30, 30)).save(images / 'x.png')
+    assert main(['predict', str(images), '--onnx', str(tiny_onnx()), '--out', str(tmp_path / 'out')]) == 1
+    lines = [line.strip('│').split() for line in capsys.readouterr().out.splitlines() if line.startswith('│')]
+    counts = Counter(line[0] for line in lines)
+    assert counts == {'red.png': 3, 'x.JPG': 3, str(images / 'x.png'): 3, str(images / 'more' / 'x.png'): 3}
+
+
+def test_pictures_of_other_kinds_are_said(tiny_onnx, images, tmp_path, capsys):
+    Image.new('RGB', (30, 30)).save(images / 'more' / 'moving.gif')
+    (images / '.hidden.gif').touch()
+    status, report, error = predict(capsys, images, '--onnx', tiny_onnx(), '--out', tmp_path / 'out')
+    assert [Path(path).name for path in report['left_out']] == ['moving.gif']
+    assert 'pictures of other kinds were left out: moving.gif;' in error
+    (tmp_path / 'gifs').mkdir()
+    for name in 'abcd':
+        Image.new('RGB', (30, 30)).save(tmp_path / 'gifs' / f'{name}.gif')
+    status, _, error = predict(capsys, tmp_path / 'gifs', '--onnx', tiny_onnx(), '--out', tmp_path / 'out')
+    assert status == 2 and 'no image found' in error and 'a.gif, b.gif, c.gif, and 1 more' in error
+    # by name it is read: its first picture
+    assert predict(capsys, tmp_path / 'gifs' / 'a.gif', '--onnx', tiny_onnx(), '--out', tmp_path / 'out')[0] == 0
 
 
 def test_pictures_have_names_of_their_own(tmp_path):

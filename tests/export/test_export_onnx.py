@@ -130,6 +130,7 @@ def test_height_and_width_are_static_and_no_shape_is_computed(classifier, featur
 
 def test_static_batch(tmp_path):
     report = vitzoo.export_onnx(Tiny(), tmp_path / 'static.onnx', (64, 96), dynamic_batch=False, rounds=0)
+    assert [str(c) for c in report.checks] == [f'batch 1, {c.height}x{c.width}, random image {i}' for i, c in enumerate(report.checks)]
     assert [c.batch for c in report.checks] == [1] * 4
     assert 'Shape' not in operators(report.path)
     assert run(report.path, torch.randn(1, 3, 64, 96))['logits'].shape == (1, 5)
@@ -235,7 +236,7 @@ def test_a_graph_that_disagrees_is_not_kept(folder, monkeypatch):
         return export(model, *args)
 
     monkeypatch.setattr(exporter, '_export', other_weights)
-    with pytest.raises(ExportError, match=r'logits at batch 1, 16x16: the file differs'):
+    with pytest.raises(ExportError, match='logits at batch 1, 16x16, random image 0: the file differs'):
         vitzoo.export_onnx(Tiny(), folder / 'new.onnx', 16)
     with pytest.raises(ExportError):
         vitzoo.export_onnx(Tiny(), folder / 'model.onnx', 16)

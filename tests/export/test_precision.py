@@ -144,6 +144,25 @@ def test_the_same_bytes_twice(full, photos, tmp_path):
         assert one == other != full.read_bytes()
 
 
+def test_which_parts_have_their_ranges_from_images():
+    make = onnx.helper.make_node
+    nodes = [make('Conv', ['image', 'dense'], ['a'], name='stem'),
+             make('Conv', ['a', 'depthwise'], ['b'], name='residual stream', group=32),  # used by the norm and the sum
+             make('Transpose', ['b'], ['c'], name='its move', perm=[0, 2, 3, 1]),
+             make('LayerNormalization', ['c', 'scale'], ['d'], name='norm'),
+             make('MatMul', ['d', 'matrix'], ['e'], name='fc1'),
+             make('Transpose', ['e'], ['f'], name='move in', perm=[0, 3, 1, 2]),
+             make('Conv', ['f', 'depthwise'], ['g'], name='between layers', group=32),
+             make('Transpose', ['g'], ['h'], name='move out', perm=[0, 2, 3, 1]),
+             make('MatMul', ['h', 'matrix'], ['i'], name='fc2'),
+             make('Add', ['c', 'i'], ['j'], name='sum'),
+             make('MatMul', ['j', 'j'], ['k'], name='attention')]
+    weights = [onnx.numpy_helper.from_array(np.ones(shape, 'f'), name) for name, shape in
+               (('dense', (32, 3, 4, 4)), ('depthwise', (32, 1, 3, 3)), ('matrix', (32, 32)), ('scale', (32,)))]
+    graph = onnx.helper.make_graph(nodes, 'graph', [], [], weights)
+    assert quantise._by_images(graph) == ['stem', 'between layers', 'move out', 'fc2']
+
+
 def test_a_slow_file_is_refused_unless_forced(full, photos, tmp_path, monkeypatch):
     timed(monkeypatch, 0.8)
     for precision in ('int8', 'int8-static'):

@@ -12,11 +12,12 @@ from PIL import Image
 import vitzoo
 
 pytest.importorskip('mmengine')
+from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, PARAM_SCHEDULERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from vitzoo.mm import Accuracy, Classifier, ImageFolder, RepeatAugSampler, config_path, setup  # noqa: E402
-from vitzoo.mm.config import CONFIGS  # noqa: E402
+from vitzoo.mm.shipped import CONFIGS  # noqa: E402
 
 RECIPES = sorted(f'classification/{p.stem}' for p in CONFIGS.glob('classification/*_in1k.py'))
 ONE_EACH = sorted({re.search(r'_base_/\w+', config_path(name).read_text())[0]: name for name in RECIPES}.values())  # of each _base_
@@ -52,7 +53,7 @@ def test_recipe_builds_and_learns(name):
 
 @pytest.mark.parametrize('name', ONE_EACH)
 def test_recipe_reads_images(name, imagenet):
-    cfg = setup(config_path(name))
+    cfg = setup(config_path(name), cfg_options={'model.num_classes': 2})
     for data in cfg.train_dataloader, cfg.val_dataloader:
         dataset = DATASETS.build(data.dataset)
         image, label = dataset[7]
@@ -62,7 +63,7 @@ def test_recipe_reads_images(name, imagenet):
 @pytest.mark.parametrize('name, warm_up, epochs', [('svit_small', 5, 300), ('vz_davit_small', 5, 310), ('stvit_small', 20, 300)])
 def test_rates_of_a_recipe(name, warm_up, epochs):
     """From 1e-6 up to 1e-3, down to 1e-5 at epoch 300, and no change after it."""
-    cfg, length = setup(config_path(f'classification/{name}_in1k')), 10
+    cfg, length = Config.fromfile(config_path(f'classification/{name}_in1k')), 10
     assert cfg.train_cfg.max_epochs == epochs
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
     schedulers = []

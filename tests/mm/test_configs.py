@@ -17,12 +17,13 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 from mmengine.config import Config  # noqa: E402
 from mmengine.config import utils as config_utils  # noqa: E402
+from mmengine.hub import get_config  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from samples import SIZE, batch, build, total  # noqa: E402
 
 from vitzoo.dense import DenseBackbone  # noqa: E402
 from vitzoo.mm import config_path, set_backbone, setup  # noqa: E402
-from vitzoo.mm.config import CONFIGS  # noqa: E402
+from vitzoo.mm.shipped import CONFIGS  # noqa: E402
 
 NAMES = sorted(p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
 ZOO = [name for name in NAMES if name.endswith(('_coco', '_ade20k'))]
@@ -105,7 +106,7 @@ def slow_unless_first(names):
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=() if name.endswith('svit_micro_digits') else pytest.mark.slow)
-                                  for name in NAMES if not name.endswith('_in1k')])  # those: test_classification.py
+                                  for name in NAMES if not re.search('_in1k|/finetune_', name)])  # those: test_classification, _finetune
 def test_config_has_a_loss_at_an_odd_size_with_every_parameter(name):
     torch.manual_seed(0)
     cfg = parse(name)
@@ -345,6 +346,23 @@ def test_config_of_a_user_inherits_from_ours(tmp_path):
     assert setup(tmp_path / 'mine.py', work_dir=tmp_path).work_dir == str(tmp_path)
 
 
+@pytest.mark.parametrize('name', ['detection/retinanet_svit_micro_digits', 'segmentation/fpn_svit_micro_digits',
+                                  'classification/svit_micro_digits'])
+def test_config_of_a_user_inherits_by_name(name, tmp_path):
+    """`vitzoo::` gives what the path gives: mmengine would have looked up CocoDataset and the like in our registries."""
+    (tmp_path / 'mine.py').write_text(f"_base_ = 'vitzoo::{name}.py'\nwork_dir = 'mine'\n")
+    ours, mine = Config.fromfile(config_path(name)), Config.fromfile(tmp_path / 'mine.py')
+    assert mine.pop('work_dir') == 'mine' and mine.to_dict() == ours.to_dict()
+    assert get_config(f'vitzoo::{name}.py').to_dict() == ours.to_dict()
+
+
+def test_mmengine_reads_all_metafiles():
+    index = yaml.safe_load((CONFIGS.parent / 'model-index.yml').read_text())
+    assert index['Import'] == [f'configs/metafiles/{file.name}' for file in sorted(CONFIGS.glob('metafiles/*.yml'))]
+    for entry in ENTRIES:
+        assert (CONFIGS.parent / entry['Config']).is_file()
+
+
 def test_missing_pkg_resources_is_explained(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *args: None if name == 'pkg_resources' else find_spec(name, *args))
@@ -352,10 +370,13 @@ def test_missing_pkg_resources_is_explained(monkeypatch):
         setup(config_path('detection/retinanet_svit_micro_digits'))
 
 
-def test_unknown_config_is_answered_with_the_names():
-    with pytest.raises(ValueError, match='detection/mask-rcnn_svit_micro_digits'):
-        config_path('mask-rcnn')
-    assert config_path(NAMES[0]) == config_path(NAMES[0] + '.py')
+def test_unknown_config_is_answered_with_names_like_it():
+    for wrong in 'mask-rcnn_svit_micro', 'detection/mask-rcnn_svit_mikro_digits':
+        with pytest.raises(ValueError, match='did you mean detection/mask-rcnn_svit_micro_digits'):
+            config_path(wrong)
+    with pytest.raises(ValueError, match='they are in '):
+        config_path('nothing like it')
+    assert config_path(NAMES[0]) == config_path(NAMES[0] + '.py') == config_path(f'vitzoo::{NAMES[0]}')
 
 
 def distributed_config():

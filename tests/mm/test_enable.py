@@ -35,12 +35,32 @@ def test_enabled_python_imports_mmdet_and_pays_nothing(environment):
     python, site = environment
     enable(site)
     assert sorted(f for f in os.listdir(site) if 'vitzoo' in f) == ['vitzoo_mmcv_ext.pth']
-    assert len(open(enable(site)).read().splitlines()) == 1  # a second time changes nothing
+    assert len(open(enable(site)).read().splitlines()) == 2  # a second time changes nothing
     result = run(python, 'import sys; assert not {"torch", "vitzoo"} & set(sys.modules); import mmdet.apis')
     assert result.returncode == 0, result.stderr
 
     assert str(disable(site)) == os.path.join(site, 'vitzoo_mmcv_ext.pth') and disable(site) is None
     assert 'VitzooMmcvExtFinder' not in run(python, 'import sys; print(sys.meta_path)').stdout
+
+
+def test_enabled_python_reads_configs_that_inherit_from_ours(environment, tmp_path):
+    """As mmdet's own tools do, before anything of ours is imported."""
+    pytest.importorskip('mmdet')
+    python, site = environment
+    (tmp_path / 'mine.py').write_text("_base_ = 'vitzoo::detection/mask-rcnn_svit_micro_digits.py'\n")
+    with open(os.path.join(site, 'vitzoo.pth'), 'w') as f:  # an editable install, say
+        f.write(str(STAND_IN.parents[3]) + '\n')
+    code = f"""
+import sys
+from mmengine.config import Config
+assert not any(name.startswith('vitzoo') for name in sys.modules)
+cfg = Config.fromfile({str(tmp_path / 'mine.py')!r})
+print(cfg.model.backbone.model_name, cfg.train_dataloader.dataset.get('_scope_'))
+"""
+    enable(site)
+    result = run(python, code)
+    disable(site)
+    assert result.stdout.split() == ['svit_micro', 'None'], result.stderr
 
 
 def test_activate_sees_the_start_up_file(environment):

@@ -92,6 +92,33 @@ def biformer(model, levels):
     return names
 
 
+def cas_vit(model, levels):
+    names = {}
+    for i in (0, 3):
+        names |= entries(f'patch_embed.{i}', f'stem.{i}') | entries(f'patch_embed.{i + 1}', f'stem.{i + 1}', BATCH_NORM)
+    for i, stage in enumerate(model.stages):
+        if i:
+            names |= entries(f'network.{2 * i - 1}.proj', f'stages.{i}.downsample.conv')
+            names |= entries(f'network.{2 * i - 1}.norm', f'stages.{i}.downsample.norm', BATCH_NORM)
+        for j in range(len(stage.blocks)):
+            published, ours = f'network.{2 * i}.{j}', f'stages.{i}.blocks.{j}'
+            for theirs, layer in (('local_perception.network.0', 'local.fc1'), ('local_perception.network.2', 'local.dwconv'),
+                                  ('local_perception.network.4', 'local.fc2'), ('attn.dwc', 'attn.context'), ('attn.proj', 'attn.proj'),
+                                  ('mlp.fc1', 'mlp.fc1'), ('mlp.fc2', 'mlp.fc2')):
+                names |= entries(f'{published}.{theirs}', f'{ours}.{layer}')
+            for theirs, layer in (('local_perception.network.1', 'local.norm'), ('norm1', 'norm1'), ('norm2', 'norm2')):
+                names |= entries(f'{published}.{theirs}', f'{ours}.{layer}', BATCH_NORM)
+            names |= entries(f'{published}.attn.qkv', f'{ours}.attn.qkv', ['weight'])
+            for kind in 'qk':
+                theirs, gates = f'{published}.attn.oper_{kind}', f'{ours}.attn.gates_{kind}'
+                names |= entries(f'{theirs}.0.block.0', f'{gates}.dwconv') | entries(f'{theirs}.0.block.1', f'{gates}.norm', BATCH_NORM)
+                names |= entries(f'{theirs}.0.block.3', f'{gates}.position', ['weight'])
+                names |= entries(f'{theirs}.1.block.1', f'{gates}.channel', ['weight'])
+    for i in levels:
+        names |= entries(f'norm{2 * i}', f'norm{i}', BATCH_NORM)
+    return names
+
+
 # ---- necks and heads: names and shapes in MMDetection 2.11 and 2.28, MMSegmentation 0.11 and 0.30
 
 def linear(name, channels, outputs):
@@ -183,6 +210,8 @@ PUBLISHED = {
     'detection/mask-rcnn_biformer_small_1x_coco': (biformer, mask_rcnn, (0, 1, 2, 3), 'biformer_micro'),
     'segmentation/fpn_biformer_small_80k_ade20k': (biformer, semantic_fpn, (0, 1, 2, 3), 'biformer_micro'),
     'segmentation/upernet_biformer_small_160k_ade20k': (biformer, upernet, (0, 1, 2, 3), 'biformer_micro'),
+    'detection/mask-rcnn_cas_vit_s_1x_coco': (cas_vit, mask_rcnn, (0, 1, 2, 3), 'cas_vit_micro'),
+    'segmentation/fpn_cas_vit_s_80k_ade20k': (cas_vit, semantic_fpn, (0, 1, 2, 3), 'cas_vit_micro'),
 }
 LIGHT = 'segmentation/fpn_biformer_small_80k_ade20k'
 RETINANET = 'detection/retinanet_biformer_small_1x_coco'

@@ -84,5 +84,5 @@ def test_tools_refuse(tool, tmp_path):
     done = subprocess.run([sys.executable, ROOT / 'tools' / f'{tool}.py', config_path(CONFIGS[0]), *options,
                            '--work-dir', tmp_path / 'work'], capture_output=True, text=True, cwd=ROOT)
     last = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and last.startswith(f'{tool}.py: load_from=') and 'init_cfg' in last and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and last.startswith('vitzoo: load_from=') and 'init_cfg' in last and 'Traceback' not in done.stderr
     assert not (tmp_path / 'work').exists()

@@ -1,7 +1,7 @@
-"""The numbers that every model is known by, in one table: counted once a model, and written alike in the README and on its page."""
+"""The numbers that every model is known by, in one table, `vitzoo/profiling/counts.csv`: counted once a model here, and written alike in
+the README and on its page."""
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import timm
@@ -10,68 +10,12 @@ import zoo
 from timm.utils import reparameterize_model
 
 import vitzoo
+from vitzoo.profiling.counted import counted
 
 ROOT = Path(__file__).parents[2]
 
 
-class Numbers(NamedTuple):
-    """All but the parameters at the image size of the model's configuration."""
-    params: int
-    macs: int
-    megabytes: float  # moved an image, of a batch of 128 at 2 bytes an element
-    operators: int
-
-
-NUMBERS = {name: Numbers(*numbers) for name, numbers in {
-    'biformer_micro': (1_065_864, 204_309_536, 27.1, 130),
-    'biformer_nchw_micro': (924_072, 196_704_192, 30.7, 152),
-    'biformer_tiny': (13_142_760, 2_215_901_568, 123.3, 340),
-    'biformer_small': (25_536_232, 4_463_629_568, 247.9, 712),
-    'biformer_base': (56_804_968, 9_758_990_208, 369.4, 712),
-    'biformer_stl': (28_372_552, 4_573_874_496, 168.3, 265),
-    'biformer_stl_nchw': (28_372_552, 4_573_874_496, 197.5, 299),
-    'cas_vit_micro': (1_671_880, 260_293_952, 58.75, 306),
-    'cas_vit_xs': (2_979_700, 546_784_968, 133.82, 596),
-    'cas_vit_s': (5_507_224, 911_992_576, 208.27, 886),
-    'cas_vit_m': (12_036_520, 1_859_099_520, 291.83, 886),
-    'cas_vit_t': (21_250_120, 3_556_915_712, 415.48, 886),
-    'dualtoken_vit_micro': (1_500_564, 179_467_384, 28.8, 246),
-    'dualtoken_vit_tiny': (5_860_702, 493_789_472, 52.6, 544),
-    'dualtoken_vit_small': (11_295_100, 997_357_568, 76.8, 642),
-    'lookupvit_micro': (1_865_968, 503_738_880, 40.2, 193),
-    'lookupvit_tiny_patch16': (9_047_504, 578_994_048, 36.7, 484),
-    'lookupvit_small_patch16': (34_902_992, 2_183_397_120, 73.4, 484),
-    'lookupvit_base_patch16': (137_043_920, 8_468_430_336, 147.5, 484),
-    'lookupvit_large_patch16': (481_918_928, 29_716_727_808, 390.9, 952),
-    'rmt_micro': (1_428_216, 311_237_440, 42.9, 165),
-    'rmt_tiny': (14_334_216, 2_637_220_864, 178.9, 390),
-    'rmt_small': (26_967_240, 4_776_574_976, 359.9, 849),
-    'rmt_base': (54_154_896, 10_373_118_208, 682.0, 1363),
-    'rmt_large': (95_464_864, 19_487_964_928, 950.0, 1363),
-    'rmt_small_tl': (27_480_240, 4_801_662_976, 360.2, 853),
-    'rmt_base_tl': (54_667_896, 10_398_206_208, 682.3, 1367),
-    'rmt_large_tl': (96_105_864, 19_519_324_928, 950.3, 1367),
-    'stvit_micro': (1_401_768, 259_687_424, 30.6, 174),
-    'stvit_tiny': (28_320_214, 3_540_999_168, 127.3, 191),
-    'stvit_small': (49_625_518, 5_628_447_744, 166.3, 349),
-    'stvit_base': (87_812_336, 9_920_122_880, 221.8, 349),
-    'stvit_deit_micro': (1_446_120, 143_201_280, 7.6, 94),
-    'stvit_deit_tiny': (5_722_600, 522_898_944, 18.3, 166),
-    'stvit_deit_small': (22_061_032, 1_908_120_576, 35.9, 166),
-    'stvit_deit_base': (86_588_392, 7_265_531_904, 71.4, 166),
-    'svit_micro': (1_569_560, 305_777_664, 33.8, 142),
-    'svit_small': (25_495_624, 4_340_363_648, 223.6, 494),
-    'svit_base': (51_691_288, 9_824_130_048, 424.9, 735),
-    'svit_large': (94_971_096, 15_540_662_912, 533.2, 896),
-    'vz_davit_micro': (1_242_728, 286_882_240, 33.9, 150),
-    'vz_davit_fl_micro': (1_269_112, 256_195_968, 25.9, 157),
-    'vz_davit_tiny': (28_360_168, 4_508_825_088, 137.9, 218),
-    'vz_davit_small': (49_745_896, 8_760_036_864, 225.5, 422),
-    'vz_davit_base': (87_954_408, 15_457_150_976, 300.9, 422),
-    'vz_davit_large': (196_811_752, 102_110_576_640, 1306.3, 426),
-    'vz_davit_base_fl': (91_395_048, 183_986_348_032, 3293.5, 454),
-    'vz_davit_huge_fl': (362_685_416, 726_407_069_696, 6646.6, 454),
-}.items()}
+NUMBERS = counted()
 
 # MB moved and operators after `reparameterize_model`
 FOLDED = {

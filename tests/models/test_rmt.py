@@ -100,7 +100,8 @@ def test_tables_are_those_of_float32_in_every_precision(dtype):
             assert found.dtype == dtype and found.isfinite().all(), name
             assert torch.equal(found, single.to(dtype)), name
     angles = np.float32(200 * 334 - 1) * np.float32(10000 ** -(3 / 7))
-    cos, sin = rotary_tables(200, 334, 16)
+    cos, sin, minus_sin = rotary_tables(200, 334, 16)
+    assert torch.equal(minus_sin, -sin)
     np.testing.assert_allclose([cos[-1, 3], sin[-1, 3]], [np.cos(angles) / 2, np.sin(angles) / 2], atol=5e-3)
 
 

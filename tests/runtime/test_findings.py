@@ -23,6 +23,16 @@ def test_objects():
     assert findings.lines(data, 'share') == [('1 x dog', '0.75'), ('1 x cat', '0.50')]
 
 
+def test_of_very_many_objects_the_picture_shows_some():
+    boxes = np.array([[i % 10, i % 10, i % 10 + 20, i % 10 + 20] for i in range(100)], np.float32)
+    scores = np.linspace(.9, .1, 100, dtype=np.float32)
+    masks = np.zeros((100, 30, 40), bool)
+    data, pictures = findings.objects(IMAGE, boxes, np.arange(100) % 3, scores, masks, ['a', 'b', 'c'])
+    assert len(data['objects']) == 100 and 0 < data['drawn'] < 10
+    data, _ = findings.objects(IMAGE, boxes[:40], np.arange(40) % 3, scores[:40], None, ['a', 'b', 'c'])
+    assert 'drawn' not in data
+
+
 def test_no_objects_and_objects_without_masks():
     nothing, _ = findings.objects(IMAGE, np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), np.zeros((0, 30, 40), bool), ['cat'])
     assert nothing == {'objects': []} and findings.lines(nothing, 'share') == [('nothing', '')]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitzoo_runtime.pictures import contact_sheet, draw_detections, draw_segmentation, palette
+from vitzoo_runtime.pictures import clearest, contact_sheet, draw_detections, draw_segmentation, palette
 
 GREY = np.full((128, 160, 3), 128, np.uint8)
 
@@ -62,6 +62,17 @@ def test_large_and_grey_images_and_pictures():
 def test_numbers_that_disagree(arguments, message):
     with pytest.raises(ValueError, match=message):
         draw_detections(GREY, [[1, 2, 3, 4]], **arguments)
+
+
+def test_the_clearest_of_many_boxes():
+    few = np.array([[0, 0, 10, 10]] * 40)
+    assert sorted(clearest(few, np.arange(40))) == list(range(40))
+    # a grid of 49 boxes that do not touch, each with a worse one almost in its place
+    places = np.array([[20 * x, 20 * y, 20 * x + 10, 20 * y + 10] for x in range(7) for y in range(7)])
+    boxes, scores = np.concatenate([places + 1, places]), np.concatenate([np.full(49, .5), np.linspace(.6, .9, 49)])
+    assert list(clearest(boxes, scores)) == list(range(97, 57, -1))
+    assert set(clearest(boxes, scores, most=60)) == set(range(49, 98))
+    assert len(clearest(np.zeros((50, 4)), np.zeros(50))) == 40
 
 
 def test_segmentation_tints_by_class_and_leaves_the_rest():

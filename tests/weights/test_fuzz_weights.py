@@ -208,7 +208,7 @@ def check_convert(number, folder):
             file.write_bytes(data.draw(damaged(whole_files('svit_micro')[form])))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            rc = main(['convert', str(file), '--model', 'svit_micro', '--out', str(out)])
+            rc = main(['convert', 'svit_micro', str(file), '--out', str(out)])
         left = {path for path in folder.iterdir()} - {file}
         assert rc in (0, 1, 2) and left == ({out} if rc == 0 else set())
         out.unlink(missing_ok=True)

@@ -184,12 +184,7 @@ class DenseBackbone(nn.Module):
 def _check_arguments(model_name, out_indices, pretrained, checkpoint_path, out_norm):
     if not out_indices or list(out_indices) != sorted(set(out_indices)) or not set(out_indices) <= {0, 1, 2, 3}:
         raise ValueError(f'out_indices are ascending levels 0 to 3 (strides 4, 8, 16, 32), got {show(out_indices)}')
-    if isinstance(pretrained, str):  # as older configs have it
-        raise ValueError(f'pretrained={show(pretrained)}: expected True or False; give a file as checkpoint_path')
-    if checkpoint_path is not None and pretrained:
-        raise ValueError(f'give either pretrained=True or checkpoint_path, got both ({checkpoint_path})')
-    if checkpoint_path is not None and not str(checkpoint_path).startswith(('hf-hub:', 'hf_hub:')) and not Path(checkpoint_path).is_file():
-        raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
+    check_weights(pretrained, checkpoint_path)
     if out_norm not in (True, False, 'layer'):
         raise ValueError(f"out_norm is True, False or 'layer', got {show(out_norm)}")
     check_model_name(model_name)
@@ -200,6 +195,16 @@ def _check_frozen_stages(frozen_stages: int, out_indices: Sequence[int], columna
     if not -1 <= frozen_stages <= last:
         raise ValueError(f'frozen_stages is -1 (none), 0 (the stem) or a number of stages up to {last}, the last that '
                          f'out_indices={tuple(out_indices)} needs, got {frozen_stages}')
+
+
+def check_weights(pretrained: bool | str, checkpoint_path: str | os.PathLike | None) -> None:
+    """Raise ValueError unless weights come from one place, which is there."""
+    if isinstance(pretrained, str):  # as older configs have it
+        raise ValueError(f'pretrained={show(pretrained)}: expected True or False; give a file as checkpoint_path')
+    if checkpoint_path is not None and pretrained:
+        raise ValueError(f'give either pretrained=True or checkpoint_path, got both ({checkpoint_path})')
+    if checkpoint_path is not None and not str(checkpoint_path).startswith(('hf-hub:', 'hf_hub:')) and not Path(checkpoint_path).is_file():
+        raise ValueError(f'checkpoint_path {str(checkpoint_path)!r} is not a file')
 
 
 def check_model_name(model_name: str) -> None:

@@ -1,5 +1,6 @@
 """`vitzoo.export_onnx`: from a PyTorch model to an ONNX file that was run and compared."""
 import io
+import itertools
 import json
 import logging
 import os
@@ -154,8 +155,8 @@ def export_onnx(
         checks = [_check_size(session, c, names, selects, notes) for c in cases]
 
         if rounds:
-            step('time')
-        latency = _latency(plain, session, cases[0][0], rounds) if rounds else {}
+            step('time', 0.)
+        latency = _latency(plain, session, cases[0][0], rounds, lambda share: step('time', share)) if rounds else {}
         quantisation, nodes = None, len(proto.graph.node)
         if precision != 'fp32':
             step(f'put into {precision}')
@@ -360,8 +361,9 @@ def _check_size(session, cases: list[Case], names: tuple[str, ...], selects: boo
     return checks
 
 
-def _latency(plain: Callable, session, case: Case, rounds: int) -> dict[str, float]:
-    feed = {'image': case.images.numpy()}
+def _latency(plain: Callable, session, case: Case, rounds: int, reach: Callable[[float], None]) -> dict[str, float]:
+    calls = {'pytorch': lambda: plain(case.images), 'onnxruntime': lambda: session.run(None, {'image': case.images.numpy()})}
+    done = itertools.count(1)
     with torch.inference_mode():
-        timings = take_turns({'pytorch': lambda: plain(case.images), 'onnxruntime': lambda: session.run(None, feed)}, rounds=rounds)
+        timings = take_turns(calls, rounds=rounds, progress=lambda: reach(next(done) / (len(calls) * (1 + rounds))))
     return {name: timings.median_ms(name) for name in ('pytorch', 'onnxruntime')}

@@ -2,7 +2,7 @@
 
 - 'int8': every product with a constant (MatMul, Gemm) in 8 bits, weights per output channel, activations by the range that they have in the
   image at hand. Needs no images; convolutions stay float32, since runtimes have no fast kernel for them with ranges that change.
-- 'int8-static': convolutions too, with ranges from images.
+- 'int8-static': convolutions and what they feed too, with ranges from images.
 - 'fp16': weights and values in float16, for runtimes that have it; input and output stay float32.
 """
 import json
@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -217,7 +218,8 @@ def _quantise_products(proto, target: Path) -> None:
 
 
 def _write_static(source: Path, target: Path, inputs: list[np.ndarray]) -> None:
-    """Convolutions with ranges from images; products as in 'int8', whose ranges of the moment cost less here than passing on 8 bits."""
+    """Convolutions, and the products that they feed, with ranges from images; other products as in 'int8', whose ranges of the moment cost
+    less here than passing on 8 bits."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -228,11 +230,44 @@ def _write_static(source: Path, target: Path, inputs: list[np.ndarray]) -> None:
             return next(self.feeds, None)
 
     proto = _load(source)
-    if any(node.op_type == 'Conv' for node in proto.graph.node):
-        quantize_static(proto, target, Reader(), op_types_to_quantize=['Conv'], per_channel=True, activation_type=QuantType.QUInt8,
-                        weight_type=QuantType.QInt8)
+    if names := _by_images(proto.graph):
+        quantize_static(proto, target, Reader(), nodes_to_quantize=names, op_types_to_quantize=['Conv', 'MatMul', *_MOVES],
+                        per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                        extra_options={'OpTypesToExcludeOutputQuantization': ['MatMul']})  # sums go on in float32
         proto = _load(target)
     _quantise_products(proto, target)
+
+
+_MOVES = ('Transpose', 'Reshape')  # what only moves values keeps their range
+
+
+def _by_images(graph) -> list[str]:
+    """Names of the nodes that have their ranges from images: convolutions, the products that take what one gives, and the moves between.
+
+    Left out is a depthwise convolution whose result is used more than once: it is the stream of the residuals (a position encoding), and
+    8 bits there cost accuracy in all that follows.
+    """
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    users = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+
+    names = []
+    for node in graph.node:
+        if node.op_type != 'Conv':
+            continue
+        moves, result = [], node.output[0]
+        while len(users[result]) == 1 and users[result][0].op_type in _MOVES:
+            moves.append(users[result][0].name)
+            result = users[result][0].output[0]
+        depthwise = len(weights.get(node.input[1], ())) == 4 and weights[node.input[1]][1] == 1
+        if depthwise and len(users[result]) > 1:
+            continue
+        names.append(node.name)
+        if len(users[result]) == 1 and (user := users[result][0]).op_type == 'MatMul' and len(weights.get(user.input[1], ())) == 2:
+            names += [*moves, user.name]
+    return names
 
 
 def _write_half(source: Path, target: Path, inputs: list[np.ndarray]) -> None:

@@ -53,7 +53,7 @@ class ExportReport:
         table.add_row('outputs', ', '.join(self.outputs))
         table.add_row('weights', self.metadata.get('weights') or 'not known whether random')
         for c in self.checks:
-            table.add_row(f'difference at batch {c.batch}, {c.height}x{c.width}', f'{max(c.errors.values()):.1e} of the largest value')
+            table.add_row(f'difference at {c}', f'{max(c.errors.values()):.1e} of the largest value')
         if self.latency_ms:
             pytorch, ort = self.latency_ms['pytorch'], self.latency_ms['onnxruntime']
             table.add_row('latency, 1 thread', f'PyTorch {pytorch:.2f} ms, ONNX Runtime {ort:.2f} ms ({pytorch / ort:.2f}x)')

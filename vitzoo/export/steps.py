@@ -1,4 +1,5 @@
-"""A progress bar for work of a few long steps, which moves within them: by the time gone, against what was expected."""
+"""A progress bar for work of a few long steps, which moves within them: by what is done where that is counted, else by the time gone,
+against what was expected."""
 import io
 import math
 import time
@@ -12,8 +13,9 @@ _STAGES = {'Obtain model graph': 'trace', 'Run decompositions': 'decompose', 'Tr
 class Steps:
     """How far some work has come.
 
-    A step counts as much as it was expected to take. Within it the bar moves on quickly at first and more slowly beyond what was expected,
-    and never to its end. The ratio of time taken to time expected, over all steps that are done, corrects what is expected of the rest.
+    A step counts as much as it was expected to take. Within it the bar stands at the share that is done, where somebody says that; else it
+    moves on quickly at first and more slowly beyond what was expected, and never to its end. The ratio of time taken to time expected, over
+    all steps that are done, corrects what is expected of the rest.
     """
 
     def __init__(self, expected: Mapping[str, float], clock: Callable[[], float] = time.monotonic):
@@ -21,7 +23,7 @@ class Steps:
         self.expected = dict(expected)
         self.clock = clock
         self.done = {}  # step -> seconds it took
-        self.current, self.since = None, clock()
+        self.current, self.since, self.share = None, clock(), None
 
     def begin(self, name: str) -> None:
         """End what is under way, and begin a step; one that nobody expected counts one second."""
@@ -29,12 +31,16 @@ class Steps:
         self.current = name
         self.expected.setdefault(name, 1.)
 
+    def reach(self, share: float) -> None:
+        """So much of the step under way is done; to be told from its beginning on, with 0."""
+        self.share = share
+
     def finish(self) -> None:
         """End the step under way."""
         now = self.clock()
         if self.current is not None:
             self.done[self.current] = self.done.get(self.current, 0.) + now - self.since
-        self.current, self.since = None, now
+        self.current, self.since, self.share = None, now, None
 
     @property
     def pace(self) -> float:
@@ -48,7 +54,8 @@ class Steps:
         place = names.index(self.current) if self.current else max((names.index(n) + 1 for n in self.done), default=0)
         gone = sum(self.expected[name] for name in names[:place])
         if self.current:
-            gone += self.expected[self.current] * (1 - math.exp(-(self.clock() - self.since) / (self.expected[self.current] * self.pace)))
+            by_time = 1 - math.exp(-(self.clock() - self.since) / (self.expected[self.current] * self.pace))
+            gone += self.expected[self.current] * (by_time if self.share is None else self.share)
         return gone / sum(self.expected.values())
 
     def seconds_left(self) -> float:
@@ -58,9 +65,10 @@ class Steps:
 
 @contextmanager
 def progress_bar(expected: Mapping[str, float], show: bool = True):
-    """A bar on standard error for the steps; yields a function to call with the name of each as it begins."""
+    """A bar on standard error for the steps; yields a function to call with the name of each as it begins, and as it goes on with the share
+    of it that is done, where that is counted."""
     if not show:
-        yield lambda name: None
+        yield lambda name, share=None: None
         return
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -80,10 +88,13 @@ def progress_bar(expected: Mapping[str, float], show: bool = True):
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task('', total=None)
 
-        def begin(name: str) -> None:
-            steps.begin(name)
-            bar.update(task, description=name)
-        yield begin
+        def step(name: str, share: float | None = None) -> None:
+            if name != steps.current:
+                steps.begin(name)
+                bar.update(task, description=name)
+            if share is not None:
+                steps.reach(share)
+        yield step
 
 
 @contextmanager

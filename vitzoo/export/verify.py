@@ -31,6 +31,7 @@ class Case:
 class Check:
     """Differences of one run, as shares of the largest value of each output.
 
+    seeds: of the random images of the batch, see `photo`.
     errors: output name -> difference over all images that agree.
     resolved: seed -> difference of the images for which a model that chooses took the other side of a near tie.
     """
@@ -39,6 +40,10 @@ class Check:
     width: int
     errors: dict[str, float]
     resolved: dict[int, float] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return _place(self.batch, self.height, self.width, self.seeds)
 
 
 def photo(seed: int, size: tuple[int, int, int]) -> Tensor:
@@ -155,7 +160,7 @@ def _judge(case: Case, names: Sequence[str], per_image: np.ndarray, allowed: np.
     errors = {name: float(error[agree].max(initial=0)) for name, error in zip(names, per_image, strict=True)}
     resolved = {seed: float(error) for seed, error, same in zip(case.seeds, per_image.max(0), agree, strict=True) if not same}
     batch, _, height, width = case.images.shape
-    return Check(batch, height, width, errors, resolved)
+    return Check(batch, height, width, errors, resolved, case.seeds)
 
 
 def difference(got: np.ndarray, want: np.ndarray, scale: float | None = None) -> float:
@@ -179,4 +184,10 @@ def _arrays(case: Case) -> list[np.ndarray]:
 
 def _where(case: Case) -> str:
     batch, _, height, width = case.images.shape
-    return f'batch {batch}, {height}x{width}'
+    return _place(batch, height, width, case.seeds)
+
+
+def _place(batch: int, height: int, width: int, seeds: Sequence[int]) -> str:
+    """Which run that is, in words: with the images, of which several runs may have the same number and size."""
+    images = f', random image{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}' if seeds else ''
+    return f'batch {batch}, {height}x{width}{images}'

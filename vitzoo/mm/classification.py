@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 from mmengine.model import BaseModel, initialize
 from PIL import Image
 from timm.data import Mixup, create_transform
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torchvision import datasets
 
 from vitzoo.arguments import MOST_PIXELS, check_range, check_types, show
-from vitzoo.dense.backbone import check_model_name
+from vitzoo.dense.backbone import check_model_name, check_weights
 from vitzoo.layers import check_rates
 from vitzoo.registry import DATASETS, METRICS, MODELS
 from vitzoo.weights import load_checkpoint
@@ -43,6 +44,8 @@ class Classifier(BaseModel):
         label_smoothing: of the cross-entropy or, with mixup, of the target probabilities.
         mixup: arguments of `timm.data.Mixup` (`dict(mixup_alpha=0.8, cutmix_alpha=1.0)`), which wants batches of even size. Training alone.
         separate_logits: a loss on each of the two token sets of LookupViT, averaged; models with one answer have no such switch.
+        checkpoint_path: weights to start from, in any layout that `vitzoo.load_checkpoint` reads (a path, or `hf-hub:ORG/REPO[/FILE]`), in
+            the place of `pretrained`. The classifier stays new where the file has another number of classes.
         with_cp: recompute activations in the backward pass to save memory.
         data_preprocessor: as of mmengine.
         init_cfg: as of mmengine (`dict(type='Xavier', layer='Linear')`): how weights start when the Runner begins to train, in place of the
@@ -50,7 +53,8 @@ class Classifier(BaseModel):
         model_kwargs: go to `timm.create_model` (`num_classes`, `drop_path_rate`, `pretrained`, ...).
 
     Raises:
-        ValueError: the model lacks what is asked for, or a batch is odd where mixup pairs images.
+        ValueError: the model lacks what is asked for, weights come from two places or do not fit, or a batch is odd where mixup pairs
+            images.
     """
 
     @check_types
@@ -62,15 +66,21 @@ class Classifier(BaseModel):
             label_smoothing: float = 0.,
             mixup: dict | None = None,
             separate_logits: bool = False,
+            checkpoint_path: str | os.PathLike | None = None,
             with_cp: bool = False,
             data_preprocessor: dict | nn.Module | None = None,
             init_cfg: dict | list[dict] | None = None,
             **model_kwargs,
     ):
         check_model_name(model_name)
+        check_weights(model_kwargs.get('pretrained', False), checkpoint_path)
+        if checkpoint_path is not None and init_cfg is not None:
+            raise ValueError(f'init_cfg={show(init_cfg)} would replace the weights of checkpoint_path={str(checkpoint_path)!r}; give one')
         check_rates(label_smoothing=label_smoothing)
         super().__init__(data_preprocessor, init_cfg)
         self.model = timm.create_model(model_name, **model_kwargs)
+        if checkpoint_path is not None:
+            self._load(model_name, checkpoint_path)
         if loss is not None and label_smoothing and mixup is None:
             raise ValueError(f'label_smoothing={label_smoothing} is of the cross-entropy or of mixup, got loss={loss} without mixup; '
                              'give the loss its own smoothing')
@@ -87,6 +97,11 @@ class Classifier(BaseModel):
                 self.model.set_grad_checkpointing(True)
             except (AttributeError, AssertionError) as e:  # timm asserts where a model cannot
                 raise ValueError(f'{model_name} has no gradient checkpointing; leave with_cp=False') from e
+
+    def _load(self, model_name: str, source: str | os.PathLike) -> None:
+        report = load_checkpoint(self.model, source, reset_head=True)
+        new = f'new: {", ".join(report.new[:3])}{", ..." if len(report.new) > 3 else ""}' if report.new else 'the classifier with them'
+        print_log(f'{model_name}: {report} from {source}; {new}', 'current')
 
     def init_weights(self) -> None:
         """Apply `init_cfg` once; timm's models come initialised, and mmengine would call methods of that name of theirs."""
@@ -154,7 +169,8 @@ def init_classifier(config: str | os.PathLike | Config, checkpoint: str | os.Pat
     data = (cfg.get('test_dataloader') or {}).get('dataset')
     if not data:
         raise ValueError('the config has no test_dataloader.dataset, which says how images are prepared')
-    model = MODELS.build(cfg.model)
+    # all weights come from the checkpoint: those that training began with need not be here
+    model = MODELS.build({key: value for key, value in cfg.model.items() if key not in ('checkpoint_path', 'pretrained')})
     content = read_content(checkpoint)
     try:
         load_checkpoint(model.model, content)

@@ -8,22 +8,13 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-import vitzoo
 from vitzoo.dense import DenseBackbone
 
 from .classification import Classifier
-
-CONFIGS = Path(vitzoo.__file__).parents[1] / 'configs'
-
-
-def config_path(name: str) -> Path:
-    """The shipped config of that name, such as 'detection/mask-rcnn_svit_micro_digits'; ValueError with the names there are otherwise."""
-    path = CONFIGS / (name if name.endswith('.py') else f'{name}.py')
-    if not path.is_file():
-        names = sorted(p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
-        raise ValueError(f'no config {name!r}; there are {", ".join(names)}' if names else
-                         f'{CONFIGS} does not exist: the configs come with a clone of the repository, not with the installed package')
-    return path
+from .own_data import check_data, set_data
+from .schedules import check_schedules, scale_lowest_rates
+from .shipped import CONFIGS
+from .whole import check_load_from
 
 
 def set_backbone(cfg: Config, backbone: str | os.PathLike, **model_kwargs) -> Config:
@@ -43,7 +34,7 @@ def set_backbone(cfg: Config, backbone: str | os.PathLike, **model_kwargs) -> Co
     """
     model = cfg.model
     if model.get('type') == 'vitzoo.Classifier':
-        keep = {'type', 'num_classes', 'in_chans', *inspect.signature(Classifier).parameters}
+        keep = {'type', 'num_classes', 'in_chans', *inspect.signature(Classifier).parameters} - {'checkpoint_path'}
         kept = {key: value for key, value in model.items() if key in keep}
         cfg.model = {**kept, **_read_backbone(backbone, 'classification'), **model_kwargs}
         return cfg
@@ -101,8 +92,13 @@ def setup(
         work_dir: str | os.PathLike | None = None,
         launcher: str = 'none',
         seed: int | None = None,
+        amp: bool = False,
+        auto_scale_lr: bool = False,
+        load_from: str | os.PathLike | None = None,
 ) -> Config:
-    """Read a config, apply overrides and fit it to this machine. `Runner.from_cfg` takes the result.
+    """Read a config, put own data in, apply overrides and fit it to this machine. `Runner.from_cfg` takes the result.
+
+    `own_data = dict(classes=..., train=..., val=...)` in a config goes to `set_data`.
 
     Without a GPU: plain instead of mixed precision, plain instead of synchronised batch norm, and, with a launcher, gloo instead of NCCL;
     the process group is then made here, since mmengine would ask for a GPU.
@@ -114,10 +110,17 @@ def setup(
         work_dir: for logs and checkpoints; else the config's own, else work_dirs/ and the name of the config (and of `backbone`).
         launcher: 'none', or 'pytorch' under torchrun ('slurm' and 'mpi' with GPUs).
         seed: else the config's own, else 0, so that a resumed run sees the data in the order of the first.
+        amp: train in mixed precision.
+        auto_scale_lr: fit the learning rate to the batch, in proportion to the `auto_scale_lr.base_batch_size` of the config. Where this is
+            on, here or in the config, the lowest rates of its schedules (`eta_min`) follow, which mmengine would leave.
+        load_from: file to take the weights of a whole model from, before training; instead of the config's own.
 
     Raises:
         ImportError: setuptools is too new for mmengine.
-        ValueError: a launcher that needs GPUs.
+        ValueError: class names that differ from the number of classes or from the files, see `check_data`; a launcher that needs GPUs; an
+            optimizer that has no mixed precision; no batch that the learning rate is meant for; a schedule that begins when training is
+            over, or whose lowest rate cannot follow; a `load_from` without anything for neck and heads (that of the config if it is a file,
+            the one given here always).
     """
     if importlib.util.find_spec('pkg_resources') is None:
         raise ImportError("mmengine finds configs such as 'mmdet::...' through pkg_resources, which setuptools dropped in version 82 and "
@@ -125,7 +128,11 @@ def setup(
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     if backbone is not None:
         set_backbone(cfg, backbone)
-    cfg.merge_from_dict(cfg_options or {})
+    options = cfg_options or {}
+    cfg.merge_from_dict({name: value for name, value in options.items() if name.split('.')[0] == 'own_data'})
+    if own_data := cfg.pop('own_data', None):
+        set_data(cfg, **own_data)
+    cfg.merge_from_dict({name: value for name, value in options.items() if name.split('.')[0] != 'own_data'})
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     elif cfg.get('work_dir') is None:
@@ -136,9 +143,35 @@ def setup(
     randomness = dict(cfg.get('randomness') or {})
     cfg.randomness = dict(randomness, seed=randomness.get('seed') or 0 if seed is None else seed)
     cfg.launcher = launcher
+    num_images = check_data(cfg)
+    if amp:
+        _use_mixed_precision(cfg)
+    if auto_scale_lr:
+        _enable_auto_scale(cfg)
+    if (cfg.get('auto_scale_lr') or {}).get('enable'):
+        scale_lowest_rates(cfg)
+    check_schedules(cfg, num_images)
+    if load_from is not None:
+        cfg.load_from = str(load_from)
+    if load_from is not None or os.path.isfile(cfg.get('load_from') or ''):  # whoever does not train need not have the file
+        check_load_from(cfg)
     if not torch.cuda.is_available():
         _fit_to_cpu(cfg)
     return cfg
+
+
+def _use_mixed_precision(cfg: Config) -> None:
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'amp: the optim_wrapper of the config is of type {wrapper.type!r}; expected OptimWrapper or AmpOptimWrapper')
+    cfg.merge_from_dict({'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': wrapper.get('loss_scale', 'dynamic')})
+
+
+def _enable_auto_scale(cfg: Config) -> None:
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise ValueError('auto_scale_lr: the config does not say for how many images a step its learning rate is meant; set '
+                         'auto_scale_lr.base_batch_size to that')
+    cfg.auto_scale_lr.enable = True
 
 
 def _fit_to_cpu(cfg: Config) -> None:

@@ -11,7 +11,8 @@ from .safe_load import read_content
 
 __all__ = ['check_load_from', 'load_whole']
 
-_ADVICE = "A backbone's weights are for training, by model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)."
+_ADVICE = ("A backbone's weights are for training, by model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...) or "
+           'model.backbone.checkpoint_path=FILE.')
 _OTHERS = ('backbone', 'data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg')  # of a model's config, what is no neck and no head
 
 
@@ -32,7 +33,8 @@ def load_whole(model: nn.Module, source: str | os.PathLike | dict, *, use_ema: b
 
 
 def check_load_from(cfg: Config) -> None:
-    """Refuse a config whose `load_from` is a file without any neck or head, which mmengine would leave random with no more than a warning.
+    """Refuse a config whose `load_from` is a file without any neck or head, which mmengine would leave random with no more than a warning;
+    or, of a `vitzoo.Classifier`, one in a model's own names, of which it would take nothing.
 
     Heads for other classes are no fault: whoever trains on from a detector has them.
 
@@ -40,12 +42,17 @@ def check_load_from(cfg: Config) -> None:
         ValueError: it is the file of a backbone or classifier, or cannot be read.
     """
     source, model = cfg.get('load_from'), cfg.get('model') or {}
-    parts = [name for name, part in model.items() if isinstance(part, dict | list) and name not in _OTHERS]
-    if not source or cfg.get('resume') or not model.get('backbone') or not parts:
+    is_classifier = model.get('type') == 'vitzoo.Classifier'
+    parts = ['model'] if is_classifier else [name for name, part in model.items() if isinstance(part, dict | list) and name not in _OTHERS]
+    if not source or cfg.get('resume') or not parts or not (is_classifier or model.get('backbone')):
         return
     content = read_content(source)
     content = content.get('state_dict', content) if isinstance(content, dict) else {}
     names = re.compile(rf'((module|_orig_mod)\.)*({"|".join(map(re.escape, parts))})\.')
-    if not any(names.match(str(name)) for name in content):
-        raise ValueError(f'load_from={str(source)!r} holds nothing of {", ".join(parts)}: it is the file of a backbone or classifier, and '
-                         f'load_from takes one of a whole {model.get("type")}. {_ADVICE}')
+    if any(names.match(str(name)) for name in content):
+        return
+    if is_classifier:
+        raise ValueError(f'load_from={str(source)!r} is no file of a vitzoo.Classifier: none of its names starts with model. Take '
+                         'model.checkpoint_path=FILE instead, which reads any published file and resets the head for other classes')
+    raise ValueError(f'load_from={str(source)!r} holds nothing of {", ".join(parts)}: it is the file of a backbone or classifier, and '
+                     f'load_from takes one of a whole {model.get("type")}. {_ADVICE}')

@@ -55,9 +55,9 @@ LEAST_SOFTMAX = 16  # numbers that PyTorch's softmax takes at once on a CPU
 
 
 @per_size
-def rotary_tables(height: int, width: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of the angles by which heads of this width are rotated, (H * W, d / 2) each, times the scale d^-1/4 that queries and
-    keys have each.
+def rotary_tables(height: int, width: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cosine, sine and its negative of the angles by which heads of this width are rotated, (H * W, d / 2) each, times the scale d^-1/4
+    that queries and keys have each.
 
     The angle of a pair is its frequency, from 1 down to 1e-4 with both ends, times the row-major index of the position. It is rounded to
     float32 as in the published code; half precision, whose integers would not reach the last position, gets the finished tables.
@@ -65,7 +65,8 @@ def rotary_tables(height: int, width: int, dim: int) -> tuple[np.ndarray, np.nda
     frequencies = 10000 ** -np.linspace(0, 1, dim // 2, dtype=np.float32)
     angles = np.arange(height * width, dtype=np.float32)[:, None] * frequencies
     scale = np.float32(dim ** -0.25)
-    return np.cos(angles) * scale, np.sin(angles) * scale
+    cos, sin = np.cos(angles) * scale, np.sin(angles) * scale
+    return cos, sin, -sin
 
 
 @per_size
@@ -80,10 +81,10 @@ def decay_table(length: int, num_heads: int, init_value: float, heads_range: flo
     return np.pad(table, ((0, 0), (0, 0), (0, max(0, columns - length))), constant_values=-np.inf)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, minus_sin: torch.Tensor) -> torch.Tensor:
     """Rotate the pairs (m, m + d / 2) of channels of each head, (..., d) in and out, which lies in memory as its axes stand."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([(a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)], dim=-1)
+    return torch.cat([(a * cos).addcmul_(b, minus_sin), (b * cos).addcmul_(a, sin)], dim=-1)
 
 
 @register_notrace_module
@@ -124,8 +125,8 @@ class AxialRetention(Retention):
         if recording():
             record(self, 'rows', cells(H, W, 1, W), H)
             record(self, 'columns', cells(H, W, H, 1), W)
-        cos, sin = (table.view(H, 1, W, d // 2) for table in rotary_tables(H, W, d, like=qk))
-        q, k = rotate(qk.permute(3, 0, 1, 4, 2, 5), cos, sin).unbind(0)
+        tables = (table.view(H, 1, W, d // 2) for table in rotary_tables(H, W, d, like=qk))
+        q, k = rotate(qk.permute(3, 0, 1, 4, 2, 5), *tables).unbind(0)
         x = self.attend_lines(q, k, v.transpose(2, 3))  # (B, H, n, W, d)
         x = self.attend_lines(*(y.permute(0, 3, 2, 1, 4) for y in (q, k, x)))  # (B, W, n, H, d)
         return x.permute(0, 3, 1, 2, 4)

@@ -728,6 +728,7 @@ class STViT(Hierarchical):
     """
     layouts = (DENSE, CLASSIFIER)
     dense_norm_eps = 1e-5  # of norm0 to norm3 of the published detectors
+    classifier_size = NATIVE  # where form='auto' computes the classifier form, and no other
     exportable_dynamic_size = 'its window tables are made for one size'  # read by vitzoo.export
 
     @check_types
