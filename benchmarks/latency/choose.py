@@ -2,30 +2,27 @@
 import argparse
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import timm
-import torch
 import yaml
 from timm.models import get_arch_pretrained_cfgs
 
-from vitzoo.profiling import count_macs
+from vitzoo.profiling.counted import counted
 from vitzoo.profiling.published import Published, published
 from vitzoo.reduction import METHODS, Method
 from vitzoo.viz.pareto import Point, draw_groups, pareto_front
 from vitzoo_runtime.files import replacing
 
-from .. import rows as rows_of
 from .measure import read
 from .plan import is_ours, ours
 from .report import FILE, INT8, WORDS, listed, models_at, remarks
 
 ROOT = Path(__file__).parents[2]
-COSTS = Path(__file__).with_name('costs.csv')
-COST_FIELDS = ('model', 'params', 'macs')
+CSV = Path(__file__).with_name('results.csv')
 YARDSTICK = 'deit_small_patch16_224'
 RUNTIMES = ('eager', FILE, INT8)
 # name of a head and schedule in the metafiles -> heading of its column
@@ -55,29 +52,17 @@ class Choice(NamedTuple):
         return Point(self.name, self.speed[size][runtime], *[self.known.top1] * 3)
 
 
-def count(names: Iterable[str]) -> list[dict]:
-    """Parameters and multiply-adds at 224x224, as `vitzoo.profile` counts them, without memory for the weights."""
-    rows = []
-    for name in names:
-        with torch.device('meta'):
-            model = timm.create_model(name).eval()
-            params, macs = sum(p.numel() for p in model.parameters()), count_macs(model, torch.empty(1, 3, 224, 224))
-        rows.append(dict(model=name, params=params, macs=macs))
-    return rows
+def costs() -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of ours that were made for images of 224x224."""
+    return {name: counted()[name][:2] for name in ours() if timm.get_pretrained_cfg(name).input_size[1] == 224}
 
 
-def counted() -> list[str]:
-    """Ours that were made for images of 224x224."""
-    return [name for name in ours() if timm.get_pretrained_cfg(name).input_size[1] == 224]
-
-
-def choices(rows: Sequence[dict[str, str]], costs: Sequence[dict[str, str]]) -> list[Choice]:
+def choices(rows: Sequence[dict[str, str]], costs: Mapping[str, tuple[int, int]]) -> list[Choice]:
     """Ours of `costs`, and timm's that were measured, by multiply-adds. Times of other CPUs than the yardstick's are left out.
 
     Raises ValueError if the yardstick was not timed.
     """
-    cost = {row['model']: (int(row['params']), int(row['macs'])) for row in costs}
-    speed, found = {}, []
+    cost, speed, found = dict(costs), {}, []
     for size in sorted({int(row['size']) for row in rows}):
         models = {model.name: model for model in models_at(rows, size)}
         if 'eager' not in getattr(models.get(YARDSTICK), 'ms', {}):
@@ -352,8 +337,8 @@ def page(found: Sequence[Choice], rows: Sequence[dict[str, str]]) -> str:
 
 def report(path: str | Path) -> None:
     """Write the page, and its pictures beside it. Raises ValueError where a measurement is missing that all are compared with."""
-    path, rows = Path(path), read(Path(__file__).with_name('results.csv'))
-    found = choices(rows, rows_of.read(COSTS, COST_FIELDS))
+    path, rows = Path(path), read(CSV)
+    found = choices(rows, costs())
     for runtime, picture in PICTURES.items():
         known = timed(found, runtime)
         groups = {whose: [choice.point(runtime) for choice in known if is_ours(choice.name) == (whose == 'vitzoo')]
@@ -367,11 +352,8 @@ def report(path: str | Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.latency.choose', description='Write the page and its pictures.')
     parser.add_argument('--page', default='docs/choose.md', metavar='FILE', help='default: %(default)s')
-    parser.add_argument('--count', action='store_true', help=f'first count parameters and multiply-adds of ours anew, into {COSTS.name}')
     args = parser.parse_args()
     try:
-        if args.count:
-            rows_of.write(COSTS, COST_FIELDS, count(counted()))
         report(args.page)
     except (ValueError, ImportError) as e:
         print(f'error: {e}', file=sys.stderr)
