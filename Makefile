@@ -7,7 +7,7 @@ DOCS := .venv-docs
 # two processes of one thread each (tests/conftest.py); what one of them has left to do, the other takes over
 PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
-.PHONY: demo demo-quick test test-all test-timm test-mmcv bench-dense bench-reduction bench-latency docs lint clean help
+.PHONY: demo demo-quick test test-all test-timm test-mmcv test-clients bench-dense bench-reduction bench-latency docs lint clean help
 
 help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (5 to 7 minutes on two cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  all tests, the long ones too, and timm's own over the micro models (about 45 minutes on two cores)"
 	@echo "make test-timm timm's own model tests over all our models"
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
+	@echo "make test-clients  smp, transformers, peft and others over our models; TIMM_SCRIPTS= a folder with timm's train.py for its scripts too"
 	@echo "make docs      the pages as a site in runs/docs (needs no PyTorch)"
 	@echo "make bench-dense  micro backbones at equal budget on digit scenes; MODELS= TASKS= SEEDS= JOBS= choose (hours for all)"
 	@echo "make bench-reduction  accuracy against multiply-adds of reduced tokens on digit crops; METHODS= SEEDS= choose"
@@ -43,6 +44,13 @@ test-timm: $(STAMP)
 
 test-mmcv: $(STAMP)
 	$(BIN)/python tools/test_mmcv_ops.py
+
+$(VENV)/.clients: $(STAMP) requirements/clients.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/clients.txt
+	@touch $@
+
+test-clients: $(VENV)/.clients
+	$(PYTEST) tests/clients
 
 bench-dense: $(STAMP)
 	$(BIN)/python -m benchmarks.dense $(if $(MODELS),--models $(MODELS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS)) \

@@ -20,6 +20,9 @@ onnx = ['onnx>=1.23', 'onnxscript>=0.7',
 viz = ['matplotlib>=3.7', 'scikit-learn>=1.3', 'pillow']
 openvino = ['openvino>=2026.1']
 completion = ['argcomplete>=3']  # of the command line, by the shell
+# what docs/clients.md has recipes for
+clients = ['segmentation-models-pytorch>=0.6', 'transformers>=5.24', 'peft>=0.21', 'accelerate>=1.15', 'lightning>=2.6', 'grad-cam>=1.5.7',
+           'torchinfo>=1.8', 'open_clip_torch>=3.3', 'onnxslim>=0.1.98', 'fvcore', 'pandas']
 dev = ['fvcore', 'pytest>=7', 'hypothesis', 'pytest-timeout', 'pytest-xdist', 'ruff']
 
 setup(
@@ -36,6 +39,6 @@ setup(
                              '.mim/tools/train.py', '.mim/tools/test.py', '.mim/tools/dist_train.sh']},
     install_requires=['torch>=2.11', 'timm>=1.0.31', 'rich', 'safetensors', 'huggingface_hub'],
     extras_require={'mm': mm, 'mm-base': mm_base, 'onnx': onnx, 'openvino': [*onnx, *openvino], 'viz': viz, 'completion': completion,
-                    'dev': dev, 'all': [*mm, *onnx, *openvino, *viz, *completion, *dev]},
+                    'clients': clients, 'dev': dev, 'all': [*mm, *onnx, *openvino, *viz, *completion, *dev]},
     entry_points={'console_scripts': ['vitzoo = vitzoo_cli:main']},
 )

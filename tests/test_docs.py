@@ -15,11 +15,12 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 EXTRAS = {'export_onnx': 'onnxruntime', 'digit_scenes': 'sklearn', 'mmengine': 'mmseg', 'vitzoo.mm': 'mmdet'}
 
 
+ELSEWHERE = ('clients.md',)  # its recipes need a library each, and run by themselves: tests/clients
 LONG = ('bench.md', 'deploy.md', 'export.md', 'vit_backbones.md')  # pages whose code takes long
 
 
-@pytest.mark.parametrize('page', [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else ()) for page in PAGES],
-                         ids=lambda page: page.name)
+@pytest.mark.parametrize('page', [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else ())
+                                  for page in PAGES if page.name not in ELSEWHERE], ids=lambda page: page.name)
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE)

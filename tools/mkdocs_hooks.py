@@ -3,7 +3,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-INCLUDE = re.compile(r'^<!-- include: (table of )?section "(.+)" of README.md -->$', re.MULTILINE)
+# links where pages are read as they are, such as in the repository; in the site what they link to
+INCLUDE = re.compile(r'^\[(.+)\]\(\.\./README\.md#\S+\) <!-- (its table )?included here -->$', re.MULTILINE)
 
 
 def on_files(files, config):
@@ -13,8 +14,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, **_):
-    """Put sections of the README, or their tables alone, in the place of their marks."""
-    return INCLUDE.sub(lambda match: section(match[2], table=bool(match[1])), markdown)
+    """Put sections of the README, or their tables alone, in the place of their links."""
+    return INCLUDE.sub(lambda match: section(match[1], table=bool(match[2])), markdown)
 
 
 def section(title: str, table: bool = False) -> str:

@@ -12,7 +12,7 @@ from .completion import complete
 from .output import Output
 
 COMMANDS = (
-    'list', 'info', 'demo', 'train', 'test', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile')
+    'list', 'info', 'demo', 'train', 'test', 'export', 'convert', 'predict', 'show', 'compare-reduction', 'bench', 'profile', 'timm')
 NEEDED = ('torch', 'timm')  # by all but `predict --onnx`
 
 

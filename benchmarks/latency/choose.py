@@ -2,30 +2,27 @@
 import argparse
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import timm
-import torch
 import yaml
 from timm.models import get_arch_pretrained_cfgs
 
-from vitzoo.profiling import count_macs
+from vitzoo.profiling.counted import counted
 from vitzoo.profiling.published import Published, published
 from vitzoo.reduction import METHODS, Method
 from vitzoo.viz.pareto import Point, draw_groups, pareto_front
 from vitzoo_runtime.files import replacing
 
-from .. import rows as rows_of
 from .measure import read
 from .plan import is_ours, ours
-from .report import FILE, INT8, WORDS, models_at
+from .report import FILE, INT8, WORDS, listed, models_at, remarks
 
 ROOT = Path(__file__).parents[2]
-COSTS = Path(__file__).with_name('costs.csv')
-COST_FIELDS = ('model', 'params', 'macs')
+CSV = Path(__file__).with_name('results.csv')
 YARDSTICK = 'deit_small_patch16_224'
 RUNTIMES = ('eager', FILE, INT8)
 # name of a head and schedule in the metafiles -> heading of its column
@@ -55,29 +52,17 @@ class Choice(NamedTuple):
         return Point(self.name, self.speed[size][runtime], *[self.known.top1] * 3)
 
 
-def count(names: Iterable[str]) -> list[dict]:
-    """Parameters and multiply-adds at 224x224, as `vitzoo.profile` counts them, without memory for the weights."""
-    rows = []
-    for name in names:
-        with torch.device('meta'):
-            model = timm.create_model(name).eval()
-            params, macs = sum(p.numel() for p in model.parameters()), count_macs(model, torch.empty(1, 3, 224, 224))
-        rows.append(dict(model=name, params=params, macs=macs))
-    return rows
+def costs() -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of ours that were made for images of 224x224."""
+    return {name: counted()[name][:2] for name in ours() if timm.get_pretrained_cfg(name).input_size[1] == 224}
 
 
-def counted() -> list[str]:
-    """Ours that were made for images of 224x224."""
-    return [name for name in ours() if timm.get_pretrained_cfg(name).input_size[1] == 224]
-
-
-def choices(rows: Sequence[dict[str, str]], costs: Sequence[dict[str, str]]) -> list[Choice]:
+def choices(rows: Sequence[dict[str, str]], costs: Mapping[str, tuple[int, int]]) -> list[Choice]:
     """Ours of `costs`, and timm's that were measured, by multiply-adds. Times of other CPUs than the yardstick's are left out.
 
     Raises ValueError if the yardstick was not timed.
     """
-    cost = {row['model']: (int(row['params']), int(row['macs'])) for row in costs}
-    speed, found = {}, []
+    cost, speed, found = dict(costs), {}, []
     for size in sorted({int(row['size']) for row in rows}):
         models = {model.name: model for model in models_at(rows, size)}
         if 'eager' not in getattr(models.get(YARDSTICK), 'ms', {}):
@@ -126,9 +111,9 @@ def front(found: Iterable[Choice], runtime: str, size: int = 224) -> list[Choice
 
 
 def better(choice: Choice, found: Iterable[Choice], runtime: str, size: int = 224) -> Choice | None:
-    """The fastest that is at least as accurate, and faster."""
-    return next((other for other in timed(found, runtime, size)
-                 if other.known.top1 >= choice.known.top1 and other.speed[size][runtime] < choice.speed[size][runtime]), None)
+    """The fastest other one that is at least as accurate and takes no longer."""
+    return next((other for other in timed(found, runtime, size) if other is not choice and other.known.top1 >= choice.known.top1
+                 and other.speed[size][runtime] <= choice.speed[size][runtime]), None)
 
 
 # ---- tables
@@ -149,9 +134,8 @@ def table(found: Sequence[Choice], links: dict[str, int]) -> str:
 def _accuracy(known: Published | None, links: dict[str, int]) -> str:
     if known is None:
         return '-'
-    remarks = [*([f'at {known.size}'] if known.size != 224 else []), *(['distilled'] if 'dist' in known.tag else []),
-               *(['token labels'] if known.tag == 'token_labels' else [])]
-    return _linked(known.top1, known.source, links) + (f' ({", ".join(remarks)})' if remarks else '')
+    words = remarks(known.size, known.tag)
+    return _linked(known.top1, known.source, links) + (f' ({", ".join(words)})' if words else '')
 
 
 def _linked(value: float, source: str, links: dict[str, int]) -> str:
@@ -188,7 +172,7 @@ def medians() -> dict[str, dict[str, float]]:
     found = {}
     for row in _rows(ROOT / 'benchmarks' / 'dense' / 'results.csv'):
         for column, (task, *_) in MICRO.items():
-            if row['task'] == task:
+            if row['task'] == task and row[column]:
                 found.setdefault(row['model'], {}).setdefault(column, []).append(float(row[column]))
         if row['task'] != 'classification':
             found.setdefault(row['model'], {}).setdefault('macs', []).append(int(row['macs']) / 1e6)
@@ -224,15 +208,16 @@ def for_servers(found: Sequence[Choice]) -> list[str]:
 def for_edges(found: Sequence[Choice]) -> list[str]:
     """Edge devices with 8-bit instructions."""
     return [f'Exported in 8 bits, {_best(found, INT8, (.125, .25, .5, 1))}', _ours_against(found, INT8),
-            'Accuracies are those of float32: measure that of your own file with your own images, and try `--precision int8-static` for '
-            'models made of convolutions, which the figures here leave in float32 ([export](export.md#8-and-16-bits)).']
+            'Times are those of the same server, and accuracies those of float32: measure your own file on your device and images '
+            '([from config to device](deploy.md)), and try `--precision int8-static` for models made of convolutions, which the figures '
+            'here leave in float32 ([8 bits](export.md#8-and-16-bits)).']
 
 
 def for_dense(found: Sequence[Choice]) -> list[str]:
     """Detection and segmentation."""
     micro, results, head = medians(), published_dense(), ('Mask R-CNN', '12 epochs')
     box, mask = (max(micro, key=lambda model, c=column: micro[model].get(c, -1)) for column in ('box_mAP50', 'mIoU'))
-    first = max((results[name][head][0], name) for name in results if head in results[name])
+    first = max((results[name][head][0], name) for name in results if head in results[name] and is_ours(name))
     return [f'Of what was published for our families with Mask R-CNN in twelve epochs, {first[0]:.1f} box AP of `{first[1]}` are the most; '
             'a [table below](#detection-and-segmentation-as-published) has the rest.',
             f'Trained here, from scratch and at equal budget on digit scenes, `{box}` leads in detection '
@@ -297,12 +282,12 @@ def _ours_against(found: Sequence[Choice], runtime: str) -> str:
             beaten.setdefault(better(choice, found, runtime).name, []).append(choice)
     there = [c for c in own if c.name in ahead]
     return (f'Of ours, nothing measured is both faster and as accurate as {_with_accuracy(there)}' if there else
-            'Each of ours is beaten in both by one of timm\'s') + ''.join(
+            'Each of ours is beaten in both by another model') + ''.join(
         f'; `{name}` ({published(name).top1:.1f} %) beats {_with_accuracy(choices)}' for name, choices in beaten.items()) + '.'
 
 
 def _with_accuracy(choices: Iterable[Choice]) -> str:
-    return _list(f'{choice} ({choice.known.top1:.1f} %)' for choice in choices)
+    return listed(f'{choice} ({choice.known.top1:.1f} %)' for choice in choices)
 
 
 def _percent(share: float) -> str:
@@ -312,11 +297,6 @@ def _percent(share: float) -> str:
 def _learns(setting: str) -> bool:
     """Whether the method brings parameters that somebody has to train first."""
     return METHODS[setting.split()[0]].attach is not Method.attach if setting != 'plain' else False
-
-
-def _list(words: Iterable[object]) -> str:
-    words = [str(word) for word in words]
-    return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'
 
 
 # ---- the page
@@ -357,8 +337,8 @@ def page(found: Sequence[Choice], rows: Sequence[dict[str, str]]) -> str:
 
 def report(path: str | Path) -> None:
     """Write the page, and its pictures beside it. Raises ValueError where a measurement is missing that all are compared with."""
-    path, rows = Path(path), read(Path(__file__).with_name('results.csv'))
-    found = choices(rows, rows_of.read(COSTS, COST_FIELDS))
+    path, rows = Path(path), read(CSV)
+    found = choices(rows, costs())
     for runtime, picture in PICTURES.items():
         known = timed(found, runtime)
         groups = {whose: [choice.point(runtime) for choice in known if is_ours(choice.name) == (whose == 'vitzoo')]
@@ -372,11 +352,8 @@ def report(path: str | Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.latency.choose', description='Write the page and its pictures.')
     parser.add_argument('--page', default='docs/choose.md', metavar='FILE', help='default: %(default)s')
-    parser.add_argument('--count', action='store_true', help=f'first count parameters and multiply-adds of ours anew, into {COSTS.name}')
     args = parser.parse_args()
     try:
-        if args.count:
-            rows_of.write(COSTS, COST_FIELDS, count(counted()))
         report(args.page)
     except (ValueError, ImportError) as e:
         print(f'error: {e}', file=sys.stderr)

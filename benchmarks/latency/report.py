@@ -1,7 +1,7 @@
 """The page about latency and its two pictures, from the rows: python -m benchmarks.latency.report --help"""
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,10 +91,15 @@ def _sources(rows: Sequence[dict[str, str]]) -> dict[str, int]:
 
 
 def _remark(row: dict[str, str], sources: dict[str, int]) -> str:
-    """Where an accuracy is from, and whether it is one at another size or of distilled weights."""
-    words = [f'[{sources[row["top1_source"]]}]', *([f'at {row["top1_size"]}'] if row['top1_size'] != '224' else []),
-             *(['distilled'] if 'dist' in row['top1_tag'] else [])]
+    """Where an accuracy is from, and what else is to be known of it."""
+    words = [f'[{sources[row["top1_source"]]}]', *remarks(row['top1_size'], row['top1_tag'])]
     return f' ({", ".join(words)})'
+
+
+def remarks(size: int | str, tag: str) -> list[str]:
+    """Whether an accuracy is one at another size, or of weights that learnt from more than the labels of classes."""
+    known = {f'at {size}': str(size) != '224', 'distilled': 'dist' in tag, 'token labels': tag == 'token_labels'}
+    return [remark for remark, holds in known.items() if holds]
 
 
 def advice(rows: Sequence[dict[str, str]], size: int) -> list[str]:
@@ -112,7 +117,7 @@ def advice(rows: Sequence[dict[str, str]], size: int) -> list[str]:
     own = [model for model in known if is_ours(model.name)]
     ahead, behind = [m for m in own if m.name in front], [m for m in own if m.name not in front]
     if ahead:
-        lines.append(f'Of ours, nothing measured here is both as fast and as accurate as {_list(ahead)}.')
+        lines.append(f'Of ours, nothing measured here is both as fast and as accurate as {listed(ahead)}.')
     for model in behind:
         better = [m for m in known if m.top1 >= model.top1 and m.ms[FILE] <= model.ms[FILE] and m is not model]
         best = max(better, key=lambda m: (m.top1, -m.ms[FILE]))
@@ -121,7 +126,7 @@ def advice(rows: Sequence[dict[str, str]], size: int) -> list[str]:
         lines.append(f'Instead of {model} ({model.figures}) take {best} ({best.figures}){others}.')
     unknown = [model for model in models if model.top1 is None and is_ours(model.name)]
     if unknown:
-        lines.append(f'Nobody has published an accuracy of {_list(unknown)}: what they are good for has to be found out by training them.')
+        lines.append(f'Nobody has published an accuracy of {listed(unknown)}: what they are good for has to be found out by training them.')
     gains = sorted(((m.ms[FILE] / m.ms[INT8], m) for m in models if INT8 in m.ms), key=lambda pair: -pair[0])
     if gains:
         most = [f'{m} ({gain:.2f}x)' for gain, m in gains[:5] if gain >= GAIN]
@@ -129,7 +134,7 @@ def advice(rows: Sequence[dict[str, str]], size: int) -> list[str]:
         if most:
             lines.append(f'int8 of matrix products pays most in {", ".join(most)}; its accuracy is to be measured on your own data.')
         if none:
-            lines.append(f'int8 makes {_list(none)} slower: convolutions stay in float32, and to quantise the rest at run time costs more '
+            lines.append(f'int8 makes {listed(none)} slower: convolutions stay in float32, and to quantise the rest at run time costs more '
                          'than it saves.')
     closest = sorted(models, key=lambda m: -m.share[FILE])[:5]
     if closest:
@@ -141,8 +146,9 @@ def _points(models: Sequence[Model]) -> list[Point]:
     return [Point(model.name, model.ms[FILE], model.top1, model.top1, model.top1) for model in models]
 
 
-def _list(models: Sequence[Model]) -> str:
-    words = [str(model) for model in models]
+def listed(things: Iterable[object]) -> str:
+    """In words: a, b and c."""
+    words = [str(thing) for thing in things]
     return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'
 
 

@@ -54,11 +54,12 @@ def test_machines_that_say_nothing(machine, monkeypatch, tmp_path):
     assert os.environ['OMP_NUM_THREADS'] == '4'
 
 
-@pytest.mark.parametrize('arguments', [['demo', '--out', 'out', '--data', 'data', '--preset', 'huge']])
-def test_they_are_chosen_before_torch_is_imported(arguments, tmp_path):
+@pytest.mark.parametrize('module, arguments', [
+    ('demo', ['demo', '--preset', 'huge']), ('configs', ['train', 'none.py']), ('configs', ['test', 'none.py', 'none.pth'])])
+def test_they_are_chosen_before_torch_is_imported(module, arguments, tmp_path):
     code = ('import os, sys, vitzoo_cli.threads as threads\n'
             'def chosen():\n    assert "torch" not in sys.modules\n    print("chosen")\n    sys.exit(0)\n'
-            f'import vitzoo_cli.{arguments[0]} as command\ncommand.choose_threads = chosen\n'
+            f'import vitzoo_cli.{module} as command\ncommand.choose_threads = chosen\n'
             'from vitzoo_cli import main\nmain(sys.argv[1:])')
     done = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == 'chosen\n', done.stderr

@@ -1,5 +1,7 @@
 """Own data in configs: put in once, found everywhere, and what does not agree is said before training starts."""
 import json
+import re
+from contextlib import nullcontext
 
 import pytest
 import shapes
@@ -12,6 +14,7 @@ pytest.importorskip('mmseg')
 from mmengine.config import Config  # noqa: E402
 
 from vitzoo.mm import config_path, set_data, setup  # noqa: E402
+from vitzoo.mm.config import CONFIGS  # noqa: E402
 
 DETECTION, SEGMENTATION = 'detection/mask-rcnn_svit_micro_digits', 'segmentation/fpn_svit_micro_digits'
 
@@ -60,6 +63,29 @@ def test_a_short_config_over_any_of_ours(name, root, tmp_path):
             assert not dataset.reduce_zero_label and not any(step.get('reduce_zero_label') for step in dataset.pipeline)
     weights = cfg.model.get('decode_head', {}).get('loss_cls', {}).get('class_weight')
     assert weights is None or weights == [1.0] * len(classes) + [0.1]
+
+
+@pytest.mark.parametrize('name', [
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'])
+def test_configs_of_the_libraries(name, root):
+    from mmengine.hub import get_config
+    ours = DETECTION if name.startswith('mmdet') else SEGMENTATION
+    cfg = setup(set_data(get_config(name), **own(root, ours)))
+    assert {*counts(cfg.model)} == {len(own(root, ours)['classes'])}
+    assert {cfg[f'{part}_dataloader'].dataset.type for part in ('train', 'val', 'test')} <= {'CocoDataset', 'BaseSegDataset'}
+
+
+def test_the_photographs_of_the_page(root, tmp_path, monkeypatch):
+    """With names and paths in the place of the dots, that config has nothing to be refused or warned of."""
+    said = []
+    monkeypatch.setattr('vitzoo.mm.schedules.print_log', lambda text, *_: said.append(text))
+    text = re.search(r'```py\n(# photos_detector.py.*?)```', shapes.PAGE.read_text(encoding='utf-8'), re.DOTALL)[1]
+    for name, dots, value in (('classes', '[...]', shapes.CLASSES), ('images', '...', str(root / 'images')),
+                              ('annotations', '...', str(root / 'objects.json'))):
+        text = text.replace(f'{name}={dots}', f'{name}={value!r}')
+    (tmp_path / 'photos.py').write_text(text.replace("'configs/", f"'{CONFIGS}/"))
+    cfg = setup(tmp_path / 'photos.py')
+    assert cfg.model.bbox_head.num_classes == 2 and cfg.train_cfg.max_epochs == 60 and len(cfg.param_scheduler) == 2 and not said
 
 
 @pytest.mark.parametrize('name', [DETECTION, SEGMENTATION])
@@ -157,6 +183,33 @@ def test_files_that_are_wrong(tmp_path):
     refused(seg, SEGMENTATION, 'is a picture of mode RGB: expected a label map')
     (root / 'maps' / '0.png').unlink()
     refused(seg, SEGMENTATION, r'0.jpg has no label map .*0.png')
+
+
+def test_warm_up_of_a_recipe_for_coco_is_too_long_for_ten_pictures(root, monkeypatch):
+    said = []
+    monkeypatch.setattr('vitzoo.mm.schedules.print_log', lambda text, *_: said.append(text))
+    name = 'detection/retinanet_svit_small_1x_coco'
+    setup(set_data(Config.fromfile(config_path(name)), **own(root, name)))
+    assert len(said) == 1 and 'takes 500 iterations and training has 60' in said[0] and 'param_scheduler.0.end=6 ' in said[0]
+
+
+@pytest.mark.parametrize('kind, shifted, refused', [
+    ('BaseSegDataset', False, 2), ('BaseSegDataset', True, None), ('ADE20KDataset', False, None)])
+def test_maps_that_count_from_one(root, kind, shifted, refused):
+    """0 is then for pixels that do not count; kinds of data set with files of their own are left to them."""
+    cfg = set_data(Config.fromfile(config_path(SEGMENTATION)), **own(root, SEGMENTATION))
+    for part in 'train', 'val', 'test':
+        cfg[f'{part}_dataloader'].dataset.update(dict(type=kind, reduce_zero_label=shifted, metainfo=dict(classes=['circle', 'box'])))
+    cfg.model.decode_head.num_classes = 2
+    with pytest.raises(ValueError, match=f'holds the value {refused}') if refused else nullcontext():
+        setup(cfg)
+
+
+def test_a_head_that_counts_in_another_way(root):
+    cfg = Config.fromfile(config_path(DETECTION))
+    cfg.model = dict(type='Mask2Former', panoptic_head=dict(num_things_classes=80, num_stuff_classes=0))
+    with pytest.raises(ValueError, match='no part of the Mask2Former has a num_classes'):
+        set_data(cfg, **own(root, DETECTION))
 
 
 def test_what_is_not_there_is_not_read():

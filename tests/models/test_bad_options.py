@@ -138,6 +138,16 @@ def test_feature_wrappers(name, feature_cls):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize('stride', [8, 16, 32, 'a'])
+@pytest.mark.parametrize('features_only', [False, True])
+def test_output_stride_is_refused_with_the_reason(stride, features_only):
+    for name in zoo.NAMES:
+        build = functools.partial(timm.create_model, name, output_stride=stride, features_only=features_only)
+        assert complaint(build, 'output_stride') is None
+        with pytest.raises(ValueError, match=f'{name} has its own strides'):
+            build()
+
+
 ZEROS = torch.zeros(1, 3, 64, 64)
 IMAGES = [
     (None, 'NoneType'), (ZEROS.numpy(), 'ndarray'), ([[1.]], 'list'), ('photo.png', 'str'),

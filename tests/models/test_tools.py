@@ -339,6 +339,17 @@ def test_vmap(name, image):
 
 # ---- graphs
 
+@every_micro
+def test_torch_fx_takes_the_tracer_of_timm(name):
+    model, image = build(name), torch.randn(2, 3, *SIZE)
+    with pytest.raises(ValueError, match='timm.layers.create_feature_extractor'):
+        torch.fx.symbolic_trace(model)
+    _, nodes = timm.layers.get_graph_node_names(model)
+    with torch.no_grad():
+        logits, = timm.layers.create_feature_extractor(model, nodes[-1:])(image).values()
+        close(logits, model(image))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('dynamic', [None, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', zoo.slow_if(lambda name: name != 'svit_micro', zoo.MICRO))

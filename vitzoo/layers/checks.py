@@ -24,6 +24,11 @@ def check_image(x: torch.Tensor, in_chans: int, min_size: tuple[int, int] = (1, 
     like: a parameter of the model, whose precision the image must have outside autocast.
     """
     if not isinstance(x, torch.Tensor):
+        if isinstance(x, torch.fx.Proxy):
+            raise ValueError('torch.fx traces the models as timm does, with what it must not look into: '
+                             "timm.layers.create_feature_extractor, or torchvision's with "
+                             'tracer_kwargs=dict(leaf_modules=timm.layers.get_notrace_modules(), '
+                             'autowrap_functions=timm.layers.get_notrace_functions()). torch.export takes them as they are.')
         raise ValueError(f'Expected an image batch as a torch.Tensor of shape (B, {in_chans}, H, W), got a {type(x).__name__}.')
     if x.layout != torch.strided or x.is_nested:
         raise ValueError(f'Expected an image batch of shape (B, {in_chans}, H, W) as a dense tensor, got {x.layout}; use to_dense().')

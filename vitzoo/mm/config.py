@@ -143,14 +143,14 @@ def setup(
     randomness = dict(cfg.get('randomness') or {})
     cfg.randomness = dict(randomness, seed=randomness.get('seed') or 0 if seed is None else seed)
     cfg.launcher = launcher
-    check_data(cfg)
+    num_images = check_data(cfg)
     if amp:
         _use_mixed_precision(cfg)
     if auto_scale_lr:
         _enable_auto_scale(cfg)
     if (cfg.get('auto_scale_lr') or {}).get('enable'):
         scale_lowest_rates(cfg)
-    check_schedules(cfg)
+    check_schedules(cfg, num_images)
     if load_from is not None:
         cfg.load_from = str(load_from)
     if load_from is not None or os.path.isfile(cfg.get('load_from') or ''):  # whoever does not train need not have the file

@@ -42,7 +42,8 @@ def set_data(
         image_suffix, map_suffix: of a segmentor's files; a picture's map has the same name in front of them.
 
     Raises:
-        ValueError: no detector or segmentor, a split without `images` and `annotations`, or data sets within data sets.
+        ValueError: no detector or segmentor, or one whose classes are counted in another way; a split without `images` and
+            `annotations`; several data sets in the place of one.
     """
     segments = cfg.get('default_scope') == 'mmseg'
     if not segments and cfg.get('default_scope') != 'mmdet':
@@ -75,7 +76,11 @@ def set_data(
                 evaluator['ann_file'] = files['annotations']
         dataset.clear()
         dataset.update(**new, **common)
-    for part, _ in _counts(cfg.model, 'model'):
+    counts = [part for part, _ in _counts(cfg.model, 'model')]
+    if not counts:
+        raise ValueError(f'own_data: no part of the {cfg.model.get("type")} has a num_classes; write its numbers of classes and the data '
+                         'sets into the config by hand')
+    for part in counts:
         old, part['num_classes'] = part['num_classes'], len(classes)
         weights = (part.get('loss_cls') or {}).get('class_weight')
         if isinstance(weights, list) and len(weights) == old + 1:  # one more, for no object
@@ -116,16 +121,18 @@ def _counts(part, name: str) -> Iterator[tuple[ConfigDict, str]]:
             yield from _counts(inner, f'{name}.{i}')
 
 
-def check_data(cfg: Config) -> None:
+def check_data(cfg: Config) -> int | None:
     """Compare class names with the number of classes of each head, and with what is in the files that are there.
 
     A `vitzoo.Classifier` without `num_classes` gets that of the folders, if they are there.
+
+    Returns the number of pictures to train on, None where it was not counted.
 
     Raises:
         ValueError: they differ; training and validation do not have the same classes; an evaluator reads another file than its data set;
             masks are asked for where there are none; a label map holds other values than classes and 255.
     """
-    model, first = cfg.get('model') or {}, None
+    model, first, num_images = cfg.get('model') or {}, None, None
     if model.get('type') == 'vitzoo.Classifier':
         return _check_folders(cfg)
     if 'language_model' in model:  # finds what it is told
@@ -148,10 +155,14 @@ def check_data(cfg: Config) -> None:
                 raise ValueError(f'{name}.num_classes={head["num_classes"]}, and {where} has {len(classes)} classes ({show(classes)}): '
                                  f'expected {name}.num_classes={len(classes)}, or metainfo=dict(classes=...) with the names of your data '
                                  'in each dataset; own_data=dict(classes=..., ...) sets both')
-        if isinstance(dataset.get('ann_file'), str) and cfg.get('default_scope') == 'mmdet':
-            _check_coco(cfg, part, dataset, classes)
-        if (dataset.get('data_prefix') or {}).get('seg_map_path'):
-            _check_maps(dataset, classes, where)
+        counted = None
+        kind = str(dataset.get('type')).rpartition('.')[2]  # of others it is not known how their files are read
+        if kind == 'CocoDataset' and dataset.get('ann_file'):
+            counted = _check_coco(cfg, part, dataset, classes)
+        elif kind == 'BaseSegDataset' and not dataset.get('ann_file') and (dataset.get('data_prefix') or {}).get('seg_map_path'):
+            counted = _check_maps(dataset, classes, where)
+        num_images = counted if part == 'train' else num_images
+    return num_images
 
 
 def _class_names(dataset: ConfigDict, scope: str | None, where: str) -> list[str] | None:
@@ -171,14 +182,14 @@ def _class_names(dataset: ConfigDict, scope: str | None, where: str) -> list[str
     return None if classes is None else list(classes)
 
 
-def _check_coco(cfg: Config, part: str, dataset: ConfigDict, classes: list[str]) -> None:
+def _check_coco(cfg: Config, part: str, dataset: ConfigDict, classes: list[str]) -> int | None:
     file = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
     for evaluator in _evaluators(cfg, part):
         if part != 'train' and evaluator['ann_file'] and os.path.abspath(evaluator['ann_file']) != os.path.abspath(file):
             raise ValueError(f'{part}_evaluator.ann_file={show(evaluator["ann_file"])}, and {part}_dataloader.dataset reads {show(file)}: '
                              'expected the same file')
     if not os.path.isfile(file) or os.path.getsize(file) > LARGEST:
-        return
+        return None
     try:
         content = json.loads(Path(file).read_bytes())
         names = [category['name'] for category in content['categories']]
@@ -196,13 +207,14 @@ def _check_coco(cfg: Config, part: str, dataset: ConfigDict, classes: list[str])
         if not os.path.isfile(os.path.join(folder, image['file_name'])):
             raise ValueError(f'{file} names {show(image["file_name"])}, which is not in {show(folder)}; expected that images= (or '
                              'data_prefix.img) and file_name make a path together')
+    return len(images)
 
 
-def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> None:
+def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> int | None:
     root, prefix = dataset.get('data_root') or '', dataset['data_prefix']
     images, maps = (Path(root, prefix.get(key) or '') for key in ('img_path', 'seg_map_path'))
     if not images.is_dir():
-        return
+        return None
     suffix, map_suffix = dataset.get('img_suffix', '.jpg'), dataset.get('seg_map_suffix', '.png')
     pictures = sorted(path for path in images.rglob(f'*{suffix}') if path.is_file())
     if not pictures:
@@ -218,11 +230,11 @@ def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> None:
                 raise ValueError(f'{file} is a picture of mode {opened.mode}: expected a label map, one number a pixel (L or P), 0 for '
                                  f'{classes[0]!r}')
             values = np.unique(np.asarray(opened))
-        if dataset.get('reduce_zero_label'):
-            values = values[values > 0] - 1
-        if len(wrong := values[(values >= len(classes)) & (values != 255)]):
-            raise ValueError(f'{file} holds the value {wrong[0]}, and {where} has {len(classes)} classes: expected 0 to '
-                             f'{len(classes) - 1}, and 255 for pixels that do not count')
+        first = 1 if dataset.get('reduce_zero_label') else 0
+        if len(wrong := values[(values >= first + len(classes)) & (values != 255)]):
+            raise ValueError(f'{file} holds the value {wrong[0]}, and {where} has {len(classes)} classes: expected '
+                             f'{first} to {first + len(classes) - 1}, and 255 for pixels that do not count')
+    return len(pictures)
 
 
 def _check_folders(cfg: Config) -> None:

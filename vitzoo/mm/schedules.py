@@ -19,16 +19,21 @@ def _schedules(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
     yield from walk(cfg.get('param_scheduler') or [], 'param_scheduler')
 
 
-def check_schedules(cfg: Config) -> None:
-    """Refuse schedules that begin when training is over, as mmengine would in the middle of its work, and warn of a warm-up without end.
+def check_schedules(cfg: Config, num_images: int | None = None) -> None:
+    """Refuse schedules that begin when training is over, as mmengine would in the middle of its work, and warn of a warm-up without end:
+    of `num_images` pictures in epochs, one that takes more iterations than they make on one device.
 
     Raises ValueError with the options that would do.
     """
     train_cfg, endless = cfg.get('train_cfg') or {}, []
+    batch = (cfg.get('train_dataloader') or {}).get('batch_size')
+    steps = train_cfg['max_epochs'] * -(-num_images // batch) if num_images and batch and train_cfg.get('max_epochs') else None
     for name, schedule in _schedules(cfg):
         unit, limit = _unit(schedule)
         length, begin = train_cfg.get(limit), schedule.get('begin', 0)
-        if length is None:  # counted in the other unit, whose number depends on the data
+        if length is None and unit == 'iteration' and not begin:
+            length = steps
+        if length is None:  # counted in the other unit, and how many there are depends on the data
             continue
         end, enough = schedule.get('end', length), max(1, length // 10)
         if begin >= end:

@@ -69,8 +69,13 @@ def build_model(
 
     A model class may name options that it has when built for its features alone, as `features_options`.
 
-    Raises ValueError if weights are asked for that no program can download, or features that the model does not have.
+    Raises ValueError if weights are asked for that no program can download, features that the model does not have, or another stride.
     """
+    if 'output_stride' in kwargs:  # as DeepLab-like heads ask of convolutions, which may be dilated instead
+        raise ValueError(
+            f'output_stride={show(kwargs["output_stride"])}: expected none, and a head over maps of several strides, such as FPN, '
+            f'UPerNet or Unet. {variant} has its own strides: a stage of attention that keeps its grid would see other places and more '
+            'tokens than it was made for.')
     overlay = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
