@@ -371,7 +371,7 @@ def test_missing_pkg_resources_is_explained(monkeypatch):
 
 
 def test_unknown_config_is_answered_with_names_like_it():
-    for wrong in 'mask-rcnn_svit_micro', 'detection/mask-rcnn_svit_mikro_digits':
+    for wrong in 'mask-rcnn_svit_micro_dig', 'detection/mask-rcnn_svit_mikro_digits':
         with pytest.raises(ValueError, match='did you mean detection/mask-rcnn_svit_micro_digits'):
             config_path(wrong)
     with pytest.raises(ValueError, match='they are in '):
