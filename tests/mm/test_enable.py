@@ -60,7 +60,7 @@ print(cfg.model.backbone.model_name, cfg.train_dataloader.dataset.get('_scope_')
     enable(site)
     result = run(python, code)
     disable(site)
-    assert result.stdout.split() == ['svit_micro', 'None'], result.stderr
+    assert result.stdout.splitlines()[-1:] == ['svit_micro None'], result.stderr
 
 
 def test_activate_sees_the_start_up_file(environment):

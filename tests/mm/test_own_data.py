@@ -1,5 +1,6 @@
 """Own data in configs: put in once, found everywhere, and what does not agree is said before training starts."""
 import json
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip('mmseg')
 from mmengine.config import Config  # noqa: E402
 
 from vitzoo.mm import config_path, set_data, setup  # noqa: E402
+from vitzoo.mm.config import CONFIGS  # noqa: E402
 
 DETECTION, SEGMENTATION = 'detection/mask-rcnn_svit_micro_digits', 'segmentation/fpn_svit_micro_digits'
 
@@ -61,6 +63,29 @@ def test_a_short_config_over_any_of_ours(name, root, tmp_path):
             assert not dataset.reduce_zero_label and not any(step.get('reduce_zero_label') for step in dataset.pipeline)
     weights = cfg.model.get('decode_head', {}).get('loss_cls', {}).get('class_weight')
     assert weights is None or weights == [1.0] * len(classes) + [0.1]
+
+
+@pytest.mark.parametrize('name', [
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'])
+def test_configs_of_the_libraries(name, root):
+    from mmengine.hub import get_config
+    ours = DETECTION if name.startswith('mmdet') else SEGMENTATION
+    cfg = setup(set_data(get_config(name), **own(root, ours)))
+    assert {*counts(cfg.model)} == {len(own(root, ours)['classes'])}
+    assert {cfg[f'{part}_dataloader'].dataset.type for part in ('train', 'val', 'test')} <= {'CocoDataset', 'BaseSegDataset'}
+
+
+def test_the_photographs_of_the_page(root, tmp_path, monkeypatch):
+    """With names and paths in the place of the dots, that config has nothing to be refused or warned of."""
+    said = []
+    monkeypatch.setattr('vitzoo.mm.schedules.print_log', lambda text, *_: said.append(text))
+    text = re.search(r'```py\n(# photos_detector.py.*?)```', shapes.PAGE.read_text(encoding='utf-8'), re.DOTALL)[1]
+    for name, dots, value in (('classes', '[...]', shapes.CLASSES), ('images', '...', str(root / 'images')),
+                              ('annotations', '...', str(root / 'objects.json'))):
+        text = text.replace(f'{name}={dots}', f'{name}={value!r}')
+    (tmp_path / 'photos.py').write_text(text.replace("'configs/", f"'{CONFIGS}/"))
+    cfg = setup(tmp_path / 'photos.py')
+    assert cfg.model.bbox_head.num_classes == 2 and cfg.train_cfg.max_epochs == 60 and len(cfg.param_scheduler) == 2 and not said
 
 
 @pytest.mark.parametrize('name', [DETECTION, SEGMENTATION])
@@ -117,6 +142,8 @@ WRONG = {
     'too few classes': (SEGMENTATION, dict(classes=['background', 'circle']),
                         r'holds the value 2, and .*has 2 classes: expected 0 to 1, and 255'),
     'another spelling': (DETECTION, dict(classes=['circle', 'Box']), r"has the categories \['circle', 'box'\], without \['Box'\]"),
+    'another order': (DETECTION, dict(classes=['box', 'circle']), r"in the order \['circle', 'box'\], by which MMDetection numbers them"),
+    'a name that is none': (DETECTION, dict(root='data'), r"own_data: .*'root'.*expected classes, train, val and"),
     'twice': (DETECTION, dict(classes=['box', 'box']), 'expected different names'),
     'a string': (DETECTION, dict(classes='box'), "classes='box': expected"),
     'no folder': (DETECTION, dict(train=dict(annotations='x.json')),
@@ -150,12 +177,15 @@ def test_files_that_are_wrong(tmp_path):
     set_data_and_check(config_path('detection/retinanet_svit_micro_digits'), DETECTION)
     (root / 'objects.json').write_text(json.dumps({**content, 'images': [dict(image, file_name='x/0.jpg') for image in content['images']]}))
     refused(det, DETECTION, r"names 'x/0.jpg', which is not in .*images")
-    (root / 'objects.json').write_text('[1, 2]')
-    refused(det, DETECTION, 'objects.json is no COCO file')
+    for text in '[1, 2]', '{', json.dumps({**content, 'annotations': [1]}):
+        (root / 'objects.json').write_text(text)
+        refused(det, DETECTION, 'objects.json is no COCO file')
 
     with Image.open(root / 'maps' / '0.png') as labels:
         labels.convert('RGB').save(root / 'maps' / '0.png')
     refused(seg, SEGMENTATION, 'is a picture of mode RGB: expected a label map')
+    (root / 'maps' / '0.png').write_bytes(b'x')
+    refused(seg, SEGMENTATION, '0.png cannot be read as a label map')
     (root / 'maps' / '0.png').unlink()
     refused(seg, SEGMENTATION, r'0.jpg has no label map .*0.png')
 

@@ -100,7 +100,7 @@ class Classifier(BaseModel):
 
     def _load(self, model_name: str, source: str | os.PathLike) -> None:
         report = load_checkpoint(self.model, source, reset_head=True)
-        new = f'new: {", ".join(report.new[:3])}{", ..." if len(report.new) > 3 else ""}' if report.new else 'the classifier with them'
+        new = f'new: {", ".join(report.new[:3])}{", ..." if len(report.new) > 3 else ""}' if report.new else 'nothing new'
         print_log(f'{model_name}: {report} from {source}; {new}', 'current')
 
     def init_weights(self) -> None:
@@ -169,15 +169,18 @@ def init_classifier(config: str | os.PathLike | Config, checkpoint: str | os.Pat
     data = (cfg.get('test_dataloader') or {}).get('dataset')
     if not data:
         raise ValueError('the config has no test_dataloader.dataset, which says how images are prepared')
-    # all weights come from the checkpoint: those that training began with need not be here
-    model = MODELS.build({key: value for key, value in cfg.model.items() if key not in ('checkpoint_path', 'pretrained')})
     content = read_content(checkpoint)
+    meta = meta_of(content).get('dataset_meta')
+    classes = meta.get('classes') if isinstance(meta, dict) else None
+    # all weights come from the checkpoint: those that training began with need not be here, nor the pictures whose folders were counted
+    options = {key: value for key, value in cfg.model.items() if key not in ('checkpoint_path', 'pretrained')}
+    if classes and options.get('num_classes') is None:
+        options['num_classes'] = len(classes)
+    model = MODELS.build(options)
     try:
         load_checkpoint(model.model, content)
     except ValueError as e:
         raise ValueError(f'{checkpoint} does not fit the config: {e}') from e
-    meta = meta_of(content).get('dataset_meta')
-    classes = meta.get('classes') if isinstance(meta, dict) else None
     model.dataset_meta = {'classes': classes or [str(i) for i in range(model.model.num_classes)]}
     model.transform = create_transform(**{key: value for key, value in data.items() if key not in ('type', 'root')})
     return model.to(device).eval()
