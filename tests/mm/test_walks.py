@@ -32,7 +32,7 @@ def walk(page: str, folder: Path, only: str = '') -> dict[str, str]:
             elif language == 'py':
                 Path(re.match(r'# (\S+\.py)\n', text)[1]).write_text(text)
             elif not language and not before.startswith('<!-- not checked'):
-                for line in text.splitlines():
+                for line in text.replace('\\\n', ' ').splitlines():
                     if re.match(r'(\w+=\S+ )?(python|vitzoo) ', line) and only in line:
                         outputs[line] = run(line)
     finally:

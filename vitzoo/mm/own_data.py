@@ -38,9 +38,12 @@ def set_data(
     Args:
         classes: the names; of a detector those of the COCO file's categories in their order, of a segmentor in the order of the values in
             its label maps.
-        train, val, test: dict(images=FOLDER, annotations=...), a COCO file for detectors, a folder of label maps for segmentors, with
-            paths as they are opened from the working directory. Without `test` it is `val`.
-        image_suffix, map_suffix: of a segmentor's files; a picture's map has the same name in front of them.
+        train: dict(images=FOLDER, annotations=...), a COCO file for detectors, a folder of label maps for segmentors, with paths as they
+            are opened from the working directory.
+        val: likewise.
+        test: likewise; without it, `val`.
+        image_suffix: of a segmentor's pictures.
+        map_suffix: of a segmentor's label maps; a picture's map has the same name in front of it.
 
     Raises:
         ValueError: no detector or segmentor, or one whose classes are counted in another way; a split without `images` and
