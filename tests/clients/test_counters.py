@@ -1,7 +1,7 @@
 """What counters say of a model: fvcore with our handles is in tests/profiling; torchinfo and mmengine count layers that are called."""
 import re
 
-import page
+import clients_page as page
 import pytest
 import timm
 import torch

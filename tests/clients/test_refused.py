@@ -1,7 +1,7 @@
 """The table of docs/clients.md: each row fails as it says, and each failure that is known has its row."""
 import re
 
-import page
+import clients_page as page
 import pytest
 import timm
 import torch

@@ -1,5 +1,5 @@
 """transformers: TimmBackbone in its heads, TimmWrapper, and our pyramid by the recipe of docs/clients.md."""
-import page
+import clients_page as page
 import pytest
 import timm
 import torch
