@@ -101,7 +101,7 @@ ATTEMPTS = {
     '`timm.create_model(NAME, output_stride=16)`, `DenseBackbone` too': (zoo.NAMES, lambda name: timm.create_model(name, output_stride=16)),
     'smp: `DeepLabV3`, `DeepLabV3Plus` and `PAN` over hierarchical models': (
         [name for name in HIERARCHICAL if name != 'dualtoken_vit_micro'], smp('DeepLabV3')),
-    'smp: `tu-` encoders of columnar models and DualToken-ViT, but in `DPT`': ([*COLUMNAR, 'dualtoken_vit_micro'], smp('Unet')),
+    'smp: `tu-` encoders of columnar models, but for `DPT`, and of DualToken-ViT': ([*COLUMNAR, 'dualtoken_vit_micro'], smp('Unet')),
     'smp: sizes that 32 does not divide, in all decoders but `Unet`': (['svit_micro', 'rmt_micro'], smp('FPN', (131, 167))),
     'transformers: RT-DETR over a columnar model by `TimmBackbone`': (COLUMNAR, rt_detr((128, 160))),
     'transformers: RT-DETR at sizes that 32 does not divide': (['svit_micro', 'rmt_micro'], rt_detr((131, 167))),
