@@ -1,6 +1,6 @@
 """Class activation maps by the recipe of docs/clients.md, against the same computed by hand."""
+import clients_page as page
 import numpy as np
-import page
 import pytest
 import torch
 import zoo
