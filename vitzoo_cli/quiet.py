@@ -23,10 +23,18 @@ class Log(io.TextIOBase):
         self.file = open(path, 'a', buffering=1, encoding='utf-8', errors='backslashreplace')
         self.file.write(text)
 
+    def end(self) -> None:
+        """Close the file; loggers that hold on to this stream may write on, for nobody."""
+        self.file.close()
+        self.file = io.StringIO()
+
 
 @contextmanager
 def quiet() -> Iterator[Log]:
     """What is printed meanwhile, by Python's streams, goes to the log; an `Output` made before has the terminal still."""
     log = Log()
-    with redirect_stdout(log), redirect_stderr(log):
-        yield log
+    try:
+        with redirect_stdout(log), redirect_stderr(log):
+            yield log
+    finally:
+        log.end()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize('line, expected', [
     ('vitzoo comp', ['compare-reduction ']),
     ('vitzoo info svit_', ['svit_base', 'svit_large', 'svit_micro', 'svit_small']),
-    ('vitzoo export --config detection/mask-rcnn_svit_mic', ['detection/mask-rcnn_svit_micro_digits ']),
+    ('vitzoo export --config detection/mask-rcnn_svit_micro_dig', ['detection/mask-rcnn_svit_micro_digits ']),
     ('vitzoo train mi', ['mine.py ']),
     ('vitzoo train mine.py --load', ['--load-from ']),
 ])
