@@ -70,6 +70,7 @@ def test_reference_has_all_that_is_public():
     for path, heading in shown.items():
         if '.mm.' in path and not find_spec('mmdet'):
             continue
+        assert resolve(path).__module__ == path.rpartition('.')[0], f'{path} is defined elsewhere, where the site will look for it'
         if '.' not in heading:  # a method of token reduction, by the name that reduce_tokens takes
             assert vitzoo.reduction.METHODS[heading] is resolve(path)
         else:

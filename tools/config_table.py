@@ -67,8 +67,11 @@ def table() -> str:
         '## Classification: ImageNet', '',
         'In `configs/classification`: recipes from scratch at 224x224, `MODEL_in1k.py`, and for fine-tuning at 384x384, '
         '`MODEL_384_in1k.py` ([training](training.md#classification)):', '', *classifiers(), '',
+        '## Own data', '',
+        'To start from, with pictures of your own ([fine-tuning](finetune.md), [own data](own_data.md)):', '',
+        *listing('*_own.py', 'finetune_*.py'), '',
         '## Digit scenes', '',
-        'Small ones that train on a CPU in minutes, on [digit scenes](digit_scenes.md):', '', *digits(), '']
+        'Small ones that train on a CPU in minutes, on [digit scenes](digit_scenes.md):', '', *listing('*_digits.py'), '']
     return '\n'.join([*lines, *(f'[{i}]: {link}' for link, i in links.items()), ''])
 
 
@@ -79,9 +82,11 @@ def classifiers() -> list[str]:
             '- 384: ' + ', '.join(f'`{name}`' for name in large)]
 
 
-def digits() -> list[str]:
-    return [f'- `configs/{folder}/`: ' + ', '.join(f'`{file.stem}`' for file in sorted((CONFIGS / folder).glob('*_digits.py')))
-            for folder in ('detection', 'segmentation', 'classification')]
+def listing(*patterns: str) -> list[str]:
+    """A line for each folder that has such files."""
+    names = {folder: sorted(file.stem for pattern in patterns for file in (CONFIGS / folder).glob(pattern))
+             for folder in ('detection', 'segmentation', 'classification')}
+    return [f'- `configs/{folder}/`: ' + ', '.join(f'`{name}`' for name in names[folder]) for folder in names if names[folder]]
 
 
 def page() -> str:

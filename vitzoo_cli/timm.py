@@ -23,8 +23,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if not args.module and not script.is_file():
         raise ValueError(f'{script}: no such file; the scripts of timm lie in its repository, not in what pip installs (-m for a module)')
     import vitzoo  # noqa: F401  (registers the models)
-    sys.argv = [str(script), *args.arguments]  # in place of ours, as are the first entry of the path and __main__
-    sys.path[0] = '' if args.module else str(script.resolve().parent)
+    sys.argv = [str(script), *args.arguments]  # in place of ours
+    sys.path.insert(0, '' if args.module else str(script.resolve().parent))
     try:
         if args.module:
             runpy.run_module(args.script, run_name='__main__', alter_sys=True)

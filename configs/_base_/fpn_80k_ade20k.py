@@ -15,3 +15,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=1000),
     dict(type='CosineAnnealingLR', eta_min=0, by_epoch=False, begin=0, end=80000),
 ]
+auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -3,3 +3,4 @@
 _base_ = ['mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', './vitzoo.py']
 sync_bn = 'torch'  # for backbones with batch norm, as BiFormer's segmentation code does; the heads' is synchronised anyway
 model = dict(backbone=dict(_delete_=True, type='vitzoo.Backbone'))
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,5 +1,5 @@
 """The recipes of docs/clients.md run, each by itself: a user takes one."""
-import page
+import clients_page as page
 import pytest
 
 

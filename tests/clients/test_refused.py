@@ -1,7 +1,7 @@
 """The table of docs/clients.md: each row fails as it says, and each failure that is known has its row."""
 import re
 
-import page
+import clients_page as page
 import pytest
 import timm
 import torch
@@ -61,6 +61,12 @@ def output_attentions(name):
     backbone(image(128, 160), output_attentions=True)
 
 
+def hidden_states(name):
+    transformers = pytest.importorskip('transformers')
+    backbone = transformers.AutoBackbone.from_config(transformers.TimmBackboneConfig(backbone=name, out_indices=[2, 3]))
+    backbone(image(128, 160), output_hidden_states=True)
+
+
 def torchvision_extractor(name):
     pytest.importorskip('torchvision')
     from torchvision.models.feature_extraction import create_feature_extractor
@@ -95,11 +101,12 @@ ATTEMPTS = {
     '`timm.create_model(NAME, output_stride=16)`, `DenseBackbone` too': (zoo.NAMES, lambda name: timm.create_model(name, output_stride=16)),
     'smp: `DeepLabV3`, `DeepLabV3Plus` and `PAN` over hierarchical models': (
         [name for name in HIERARCHICAL if name != 'dualtoken_vit_micro'], smp('DeepLabV3')),
-    'smp: `tu-` encoders of columnar models and DualToken-ViT, but in `DPT`': ([*COLUMNAR, 'dualtoken_vit_micro'], smp('Unet')),
+    'smp: `tu-` encoders of columnar models, but for `DPT`, and of DualToken-ViT': ([*COLUMNAR, 'dualtoken_vit_micro'], smp('Unet')),
     'smp: sizes that 32 does not divide, in all decoders but `Unet`': (['svit_micro', 'rmt_micro'], smp('FPN', (131, 167))),
     'transformers: RT-DETR over a columnar model by `TimmBackbone`': (COLUMNAR, rt_detr((128, 160))),
     'transformers: RT-DETR at sizes that 32 does not divide': (['svit_micro', 'rmt_micro'], rt_detr((131, 167))),
     'transformers: `output_attentions=True`': (['svit_micro'], output_attentions),
+    'transformers: `output_hidden_states=True` of a `TimmBackbone` that leaves maps out': (['svit_micro', 'test_vit'], hidden_states),
     'transformers: `AutoModelForImageClassification` on what `save_for_hf` of timm 1.0.31 wrote': (
         ['svit_micro', 'resnet10t'], timm_wrapper),
     '`torch.fx.symbolic_trace(model)`': (zoo.MICRO, lambda name: torch.fx.symbolic_trace(timm.create_model(name))),
@@ -108,6 +115,8 @@ ATTEMPTS = {
     '`torch.jit.script(model)`': (zoo.MICRO, lambda name: torch.jit.script(timm.create_model(name))),
     'timm: `features_only=True` of a columnar model with `feature_cls="hook"` or `"fx"`': (
         COLUMNAR, lambda name: timm.create_model(name, features_only=True, feature_cls='fx')),
+    "`pretrained=True` of models without such weights, timm's `onnx_export.py` without `--checkpoint`": (
+        zoo.MICRO, lambda name: timm.create_model(name, pretrained=True)),
     'pytorch-grad-cam: a block of LookupViT as the target layer': (['lookupvit_micro'], cam_of_a_block),
     'pytorch-grad-cam: a block of STViT-DeiT without a reshape transform': (['stvit_deit_micro'], cam_without_transform),
 }

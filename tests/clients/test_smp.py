@@ -1,5 +1,5 @@
 """segmentation_models_pytorch: our pyramids by its `tu-` encoders, any model by the recipe of docs/clients.md."""
-import page
+import clients_page as page
 import pytest
 import timm
 import torch

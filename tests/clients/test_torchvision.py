@@ -1,5 +1,5 @@
 """torchvision: its detectors over our maps, its feature extractor and timm's."""
-import page
+import clients_page as page
 import pytest
 import timm
 import timm.layers

@@ -1,5 +1,5 @@
 """transformers: TimmBackbone in its heads, TimmWrapper, and our pyramid by the recipe of docs/clients.md."""
-import page
+import clients_page as page
 import pytest
 import timm
 import torch
@@ -136,3 +136,21 @@ def test_gradient_checkpointing(name):
     assert model.supports_gradient_checkpointing
     model.train()(image, labels=torch.tensor([0, 1])).loss.backward()
     assert [path for path, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize('name', zoo.MICRO)
+def test_trainer(name, tmp_path, monkeypatch):
+    pytest.importorskip('accelerate')
+    monkeypatch.setattr('transformers.trainer.is_datasets_available', lambda: False)  # it takes tests/datasets for the library
+    model = transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig(architecture=name, num_classes=2))
+    data = [dict(pixel_values=torch.randn(3, 64, 64), labels=i % 2) for i in range(4)]
+    args = transformers.TrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to='none',
+                                          disable_tqdm=True, save_steps=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    transformers.Trainer(model, args, train_dataset=data).train()
+    again = transformers.TimmWrapperForImageClassification.from_pretrained(tmp_path / 'checkpoint-2').eval()
+    saved = again.state_dict()
+    assert sum(not torch.equal(saved[key], value) for key, value in before.items()) > len(before) / 2
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again(image).logits, model.eval()(image).logits, rtol=0, atol=0)

@@ -260,6 +260,7 @@ def test_recipe(name):
     assert set(optimizer) <= {'type', 'lr', 'betas', 'eps', 'weight_decay'}  # nothing left of SGD
 
     assert set(all_values(cfg.model, 'num_classes')) == {{'coco': 80, 'ade20k': 150}[dataset]}
+    setup(cfg, auto_scale_lr=True)  # the batch of the recipe is known, and its lowest rate can follow
 
 
 def published_files(model_name):

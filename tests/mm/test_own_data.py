@@ -142,6 +142,8 @@ WRONG = {
     'too few classes': (SEGMENTATION, dict(classes=['background', 'circle']),
                         r'holds the value 2, and .*has 2 classes: expected 0 to 1, and 255'),
     'another spelling': (DETECTION, dict(classes=['circle', 'Box']), r"has the categories \['circle', 'box'\], without \['Box'\]"),
+    'another order': (DETECTION, dict(classes=['box', 'circle']), r"in the order \['circle', 'box'\], by which MMDetection numbers them"),
+    'a name that is none': (DETECTION, dict(root='data'), r"own_data: .*'root'.*expected classes, train, val and"),
     'twice': (DETECTION, dict(classes=['box', 'box']), 'expected different names'),
     'a string': (DETECTION, dict(classes='box'), "classes='box': expected"),
     'no folder': (DETECTION, dict(train=dict(annotations='x.json')),
@@ -175,12 +177,15 @@ def test_files_that_are_wrong(tmp_path):
     set_data_and_check(config_path('detection/retinanet_svit_micro_digits'), DETECTION)
     (root / 'objects.json').write_text(json.dumps({**content, 'images': [dict(image, file_name='x/0.jpg') for image in content['images']]}))
     refused(det, DETECTION, r"names 'x/0.jpg', which is not in .*images")
-    (root / 'objects.json').write_text('[1, 2]')
-    refused(det, DETECTION, 'objects.json is no COCO file')
+    for text in '[1, 2]', '{', json.dumps({**content, 'annotations': [1]}):
+        (root / 'objects.json').write_text(text)
+        refused(det, DETECTION, 'objects.json is no COCO file')
 
     with Image.open(root / 'maps' / '0.png') as labels:
         labels.convert('RGB').save(root / 'maps' / '0.png')
     refused(seg, SEGMENTATION, 'is a picture of mode RGB: expected a label map')
+    (root / 'maps' / '0.png').write_bytes(b'x')
+    refused(seg, SEGMENTATION, '0.png cannot be read as a label map')
     (root / 'maps' / '0.png').unlink()
     refused(seg, SEGMENTATION, r'0.jpg has no label map .*0.png')
 

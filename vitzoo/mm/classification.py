@@ -100,7 +100,7 @@ class Classifier(BaseModel):
 
     def _load(self, model_name: str, source: str | os.PathLike) -> None:
         report = load_checkpoint(self.model, source, reset_head=True)
-        new = f'new: {", ".join(report.new[:3])}{", ..." if len(report.new) > 3 else ""}' if report.new else 'the classifier with them'
+        new = f'new: {", ".join(report.new[:3])}{", ..." if len(report.new) > 3 else ""}' if report.new else 'nothing new'
         print_log(f'{model_name}: {report} from {source}; {new}', 'current')
 
     def init_weights(self) -> None:

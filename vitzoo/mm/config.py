@@ -131,7 +131,10 @@ def setup(
     options = cfg_options or {}
     cfg.merge_from_dict({name: value for name, value in options.items() if name.split('.')[0] == 'own_data'})
     if own_data := cfg.pop('own_data', None):
-        set_data(cfg, **own_data)
+        try:
+            set_data(cfg, **own_data)
+        except TypeError as e:  # Python's, of names that are missing or unknown
+            raise ValueError(f'own_data: {e}; expected classes, train, val and, where wanted, test, image_suffix, map_suffix') from e
     cfg.merge_from_dict({name: value for name, value in options.items() if name.split('.')[0] != 'own_data'})
     if work_dir is not None:
         cfg.work_dir = str(work_dir)

@@ -36,10 +36,14 @@ def set_data(
     In a config file it is a dict of that name: `own_data = dict(classes=..., train=..., val=...)`, which `setup` hands to this function.
 
     Args:
-        classes: the names; of a detector those of the COCO file's categories, of a segmentor in the order of the values in its label maps.
-        train, val, test: dict(images=FOLDER, annotations=...), a COCO file for detectors, a folder of label maps for segmentors, with
-            paths as they are opened from the working directory. Without `test` it is `val`.
-        image_suffix, map_suffix: of a segmentor's files; a picture's map has the same name in front of them.
+        classes: the names; of a detector those of the COCO file's categories in their order, of a segmentor in the order of the values in
+            its label maps.
+        train: dict(images=FOLDER, annotations=...), a COCO file for detectors, a folder of label maps for segmentors, with paths as they
+            are opened from the working directory.
+        val: likewise.
+        test: likewise; without it, `val`.
+        image_suffix: of a segmentor's pictures.
+        map_suffix: of a segmentor's label maps; a picture's map has the same name in front of it.
 
     Raises:
         ValueError: no detector or segmentor, or one whose classes are counted in another way; a split without `images` and
@@ -193,20 +197,23 @@ def _check_coco(cfg: Config, part: str, dataset: ConfigDict, classes: list[str])
     try:
         content = json.loads(Path(file).read_bytes())
         names = [category['name'] for category in content['categories']]
-        annotations, images = content['annotations'], content['images']
-    except (ValueError, KeyError, TypeError) as e:
+        images = [image['file_name'] for image in content['images']]
+        without_mask = any(not annotation.get('segmentation') for annotation in content['annotations'])
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{file} is no COCO file ({type(e).__name__}: {e}): expected JSON with images, annotations and categories') from e
     if lacking := [name for name in classes if name not in names]:
         raise ValueError(f'{file} has the categories {show(names)}, without {show(lacking)}: names in classes are those of the file, '
                          'letter by letter')
-    if _with_masks(dataset) and any(not annotation.get('segmentation') for annotation in annotations):
+    if (order := [name for name in names if name in classes]) != classes:
+        raise ValueError(f'{file} has the categories in the order {show(order)}, by which MMDetection numbers them, and classes are '
+                         f'{show(classes)}: expected the same order, in the files of all splits')
+    if without_mask and _with_masks(dataset):
         raise ValueError(f'{file} has objects without a segmentation, and the config trains masks; take one without, such as '
                          'detection/retinanet_svit_small_1x_coco')
     folder = os.path.join(dataset.get('data_root') or '', (dataset.get('data_prefix') or {}).get('img') or '')
-    for image in images[:1]:
-        if not os.path.isfile(os.path.join(folder, image['file_name'])):
-            raise ValueError(f'{file} names {show(image["file_name"])}, which is not in {show(folder)}; expected that images= (or '
-                             'data_prefix.img) and file_name make a path together')
+    if images and not os.path.isfile(os.path.join(folder, images[0])):
+        raise ValueError(f'{file} names {show(images[0])}, which is not in {show(folder)}; expected that images= (or data_prefix.img) and '
+                         'file_name make a path together')
     return len(images)
 
 
@@ -225,11 +232,13 @@ def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> int | No
         file = maps / f'{str(picture.relative_to(images)).removesuffix(suffix)}{map_suffix}'
         if not file.is_file():
             raise ValueError(f'{picture} has no label map {file}')
-        with Image.open(file) as opened:
-            if opened.mode not in ('L', 'P', 'I;16', 'I'):
-                raise ValueError(f'{file} is a picture of mode {opened.mode}: expected a label map, one number a pixel (L or P), 0 for '
-                                 f'{classes[0]!r}')
-            values = np.unique(np.asarray(opened))
+        try:
+            with Image.open(file) as opened:
+                mode, values = opened.mode, np.unique(np.asarray(opened))
+        except OSError as e:
+            raise ValueError(f'{file} cannot be read as a label map ({e})') from e
+        if mode not in ('L', 'P', 'I;16', 'I'):
+            raise ValueError(f'{file} is a picture of mode {mode}: expected a label map, one number a pixel (L or P), 0 for {classes[0]!r}')
         first = 1 if dataset.get('reduce_zero_label') else 0
         if len(wrong := values[(values >= first + len(classes)) & (values != 255)]):
             raise ValueError(f'{file} holds the value {wrong[0]}, and {where} has {len(classes)} classes: expected '

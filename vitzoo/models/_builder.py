@@ -71,11 +71,11 @@ def build_model(
 
     Raises ValueError if weights are asked for that no program can download, features that the model does not have, or another stride.
     """
-    if 'output_stride' in kwargs:  # as DeepLab-like heads ask of convolutions, which may be dilated instead
+    if (stride := kwargs.pop('output_stride', None)) is not None:  # as DeepLab-like heads ask of convolutions, which may be dilated instead
         raise ValueError(
-            f'output_stride={show(kwargs["output_stride"])}: expected none, and a head over maps of several strides, such as FPN, '
-            f'UPerNet or Unet. {variant} has its own strides: a stage of attention that keeps its grid would see other places and more '
-            'tokens than it was made for.')
+            f'output_stride={show(stride)}: expected none, and a head over maps of several strides, such as FPN, UPerNet '
+            f'or Unet. {variant} has its own strides: a stage of attention that keeps its grid would see other places and more tokens than '
+            'it was made for.')
     overlay = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):

@@ -2,7 +2,7 @@
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / 'docs' / 'own_data.md'
+PAGE = Path(__file__).parents[1] / 'docs' / 'own_data.md'
 CLASSES = ['circle', 'box']
 
 
