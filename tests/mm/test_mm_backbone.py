@@ -96,10 +96,10 @@ def test_builds_in_a_fresh_process(scope, tmp_path):
         pytest.importorskip(scope)
     else:
         pytest.importorskip('mmdet')
-    from vitzoo.mm.enable import _line
+    from vitzoo.mm.enable import _lines
     config = tmp_path / 'config.py'
     config.write_text("custom_imports = dict(imports=['vitzoo.mm'], allow_failed_imports=False)")
-    code = '' if scope in ('mmengine', 'custom_imports') else _line()
+    code = '' if scope in ('mmengine', 'custom_imports') else _lines()
     code += FRESH[scope].format(config=config)
     if scope != 'custom_imports':
         code += '\nimport sys; assert "vitzoo" not in sys.modules'

@@ -331,7 +331,7 @@ def test_convert(tmp_path, capsys):
     assert same(found, model.state_dict()) and content['state_dict'].keys() == model.state_dict().keys()
 
     before = sorted(tmp_path.iterdir())
-    for out, more, message in (('x.safetensors', [], '.pth'), ('x.pth', ['--features'], '--model')):
+    for out, more, message in (('x.safetensors', [], '.pth'), ('x.pth', ['--features'], 'go with MODEL')):
         capsys.readouterr()
         assert main([*arguments, '--out', str(tmp_path / out), *more]) == 2
         assert message in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
