@@ -21,9 +21,7 @@ BLOCK = re.compile(r'([^\n]*)\n```(\w*)\n(.*?)^```', re.DOTALL | re.MULTILINE)
 
 
 def walk(page: str, folder: Path, only: str = '') -> None:
-    """Do what a page says in a folder that looks like a clone; of its commands those that have the word `only` in them."""
-    for name in 'configs', 'tools':
-        (folder / name).symlink_to(ROOT / name)
+    """Do what a page says in an empty folder; of its commands those that have the word `only` in them."""
     names, here = {}, os.getcwd()
     os.chdir(folder)
     try:
@@ -51,7 +49,7 @@ def run(line: str) -> None:
 
 
 def metrics(work: Path) -> dict[str, float]:
-    """What tools/test.py leaves in its folder."""
+    """What `vitzoo test` leaves in its folder."""
     file, = work.glob('2*/2*.json')
     return json.loads(file.read_text())
 
