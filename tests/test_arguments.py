@@ -32,7 +32,8 @@ def test_fitting_values(hint, value, expected):
 @pytest.mark.parametrize('hint, value, expected', [
     (int, 3., 'an integer'), (int, True, 'an integer'), (int, np.True_, 'an integer'), (int, '3', 'an integer'), (int, None, 'an integer'),
     (int, 2 ** 63, 'an integer'), (int, 10 ** 5000, 'an integer'), (int, torch.ones(2), 'an integer'), (int, np.array([3]), 'an integer'),
-    (float, float('nan'), 'a number'), (float, float('inf'), 'a number'), (float, 1j, 'a number'), (float, True, 'a number'),
+    (float, float('nan'), 'a number'), (float, float('inf'), 'a number'), (float, 3.4e38, 'a number'),
+    (float, 1j, 'a number'), (float, True, 'a number'),
     (float, 10 ** 400, 'a number'), (float | None, '1', 'a number or None'), (bool, 2, 'True or False'), (bool, 1., 'True or False'),
     (bool | str, None, 'True or False or a string'), (str, b'a', 'a string'), (str | None, 1, 'a string or None'),
     (tuple[int, ...], 3, 'a list of integers'), (tuple[int, ...], [1, 1.5], 'a list of integers'), (tuple[int, ...], '12', 'a list'),

@@ -1,6 +1,5 @@
 """Arguments are what the signature says: one check of types for all constructors and functions that users call. Uses nothing of ours."""
 import inspect
-import math
 import operator
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 MOST_PIXELS = 2 ** 16  # of an image, along one side
+LARGEST = 1e38  # number that float32 and bfloat16 hold
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = {  # of a type in messages: one, several
     int: ('an integer', 'integers'), float: ('a number', 'numbers'), bool: ('True or False', 'booleans'), str: ('a string', 'strings'),
@@ -51,7 +51,8 @@ def check_types(function: Callable) -> Callable:
     """Decorate a function: it gets each argument as what its annotation says, or raises a ValueError that names the argument.
 
     What behaves as an integer becomes one (numpy's), what counts as a number a float, and a list a tuple; 0 and 1 are no more than flags
-    where flags are meant, flags are no numbers, and numbers are finite. Arguments without an annotation, and those behind `**`, pass.
+    where flags are meant, flags are no numbers, and numbers are finite, in float32 too. Arguments without an annotation, and those behind
+    `**`, pass.
     """
     hints = get_type_hints(function)
     kinds = {name: p.kind for name, p in inspect.signature(function).parameters.items()}
@@ -124,7 +125,7 @@ def _fit_float(value) -> float:
         value = float(value)
     except OverflowError:
         raise _Misfit from None
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:  # nor is it NaN
         raise _Misfit
     return value
 

@@ -15,13 +15,14 @@ def test_check_stages_takes_what_fits():
 
 
 @pytest.mark.parametrize('wrong, message', [
-    (dict(embed_dims=()), 'a positive number of channels per stage'),
-    (dict(embed_dims=(32, 0)), 'a positive number of channels per stage'),
+    (dict(embed_dims=()), '1 to 16777216 channels per stage'),
+    (dict(embed_dims=(32, 0)), '1 to 16777216 channels per stage'),
     (dict(depths=(1, 2, 3)), r'depths=\(1, 2, 3\): expected one value per stage, 2 as in'),
     (dict(depths=(1, 0)), r'depths=\(1, 0\): expected at least 1'),
     (dict(num_heads=(3,)), r'num_heads=\(3,\): expected one value per stage'),
     (dict(depths=(1, 10 ** 9)), 'at most 1000'),
-    (dict(embed_dims=(32, 10 ** 9)), 'at most 16777216'),
+    (dict(embed_dims=(32, 10 ** 9)), 'expected 1 to 16777216 channels'),
+    (dict(embed_dims=(32, 64), least=48), r'embed_dims=\(32, 64\): expected 48 to 16777216 channels'),
     (dict(num_heads=(2, 3)), '64 channels must divide into 3 heads'),
     (dict(embed_dims=(32, 63), num_heads=(2, 3), even=True), '63 channels must be even and divide into 3 heads'),
     (dict(stoken_size=(1,)), r'stoken_size=\(1,\): expected one value per stage'),

@@ -97,13 +97,13 @@ def check_ratios(dims: Sequence[int], **ratios: float) -> None:
 
 
 def check_stages(embed_dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int] | None = None, *, even: bool = False,
-                 **others: Sequence) -> None:
+                 least: int = 1, **others: Sequence) -> None:
     """Raise ValueError unless each argument has one value per stage, every stage has channels and blocks, and channels divide into heads.
 
-    even: the number of channels has to be even as well. others: whatever else has one value per stage, by name.
+    even: the number of channels has to be even as well. least: channels of a stage. others: whatever else has one value per stage, by name.
     """
-    if not embed_dims or not all(0 < dim <= MOST for dim in embed_dims):
-        raise ValueError(f'embed_dims={show(embed_dims)}: expected a positive number of channels per stage, at most {MOST}.')
+    if not embed_dims or not all(least <= dim <= MOST for dim in embed_dims):
+        raise ValueError(f'embed_dims={show(embed_dims)}: expected {least} to {MOST} channels per stage.')
     if num_heads is not None:
         others = {'num_heads': num_heads, **others}
     for name, values in {'depths': depths, **others}.items():

@@ -350,7 +350,7 @@ class CASViT(Hierarchical):
             device: torch.device | None = None,
             dtype: torch.dtype | None = None,
     ):
-        check_stages(embed_dims, depths)
+        check_stages(embed_dims, depths, least=2)  # the stem goes by way of half as many
         check_ratios(embed_dims, mlp_ratio=mlp_ratio)
         train_size = None if local_pool is None else check_pair('local_pool', local_pool)
         super().__init__(in_chans, num_classes, global_pool, drop_rate, drop_path_rate, embed_dims)
