@@ -13,7 +13,7 @@ help:
 	@echo "make demo      train a small detector on digit scenes, draw, export and check it (5 to 7 minutes on two cores)"
 	@echo "make demo-quick  the same on few scenes and iterations: a first picture in a minute, of a detector that knows little yet"
 	@echo "make test      the quick tests and ruff (about 7 minutes on two cores); JOBS= processes, 2 of themselves"
-	@echo "make test-all  all tests, the long ones too, and timm's own over the micro models (about 45 minutes on two cores)"
+	@echo "make test-all  all tests, the long ones too, and timm's own over the micro models (about two hours on two cores)"
 	@echo "make test-timm timm's own model tests over all our models"
 	@echo "make test-mmcv mmcv's own operator tests over our stand-in"
 	@echo "make test-clients  smp, transformers, peft and others over our models; TIMM_SCRIPTS= a folder with timm's train.py for its scripts too"

@@ -45,7 +45,8 @@ def test_what_training_starts_from(digits, tmp_path, capsys):
     """Weights, precision and rate are as they were asked for."""
     model = timm.create_model('svit_micro', num_classes=10)
     torch.save({f'model.{key}': value for key, value in model.state_dict().items()}, tmp_path / 'start.pth')
-    common = ['train', CLASSIFIER, '--work-dir', str(tmp_path / 'work'), '--json', '--cfg-options', 'train_cfg.max_iters=1']
+    common = ['train', CLASSIFIER, '--work-dir', str(tmp_path / 'work'), '--json', '--cfg-options', 'train_cfg.max_iters=1',
+              'experiment_name=start']  # mmengine has one logger for all runs that begin in a second, with the streams of the first
     asked = ['--load-from', str(tmp_path / 'start.pth'), '--amp', '--auto-scale-lr']
     assert main([*common, *asked]) == 2 and 'auto_scale_lr.base_batch_size' in capsys.readouterr().err
     assert main([*common, 'auto_scale_lr.base_batch_size=8', *asked]) == 0
