@@ -194,6 +194,14 @@ def test_model_of_any_size_is_checked_at_three_more(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('name', zoo.MICRO)
+def test_pyramids_of_odd_sizes_by_the_older_exporter(name, tmp_path):
+    """Its graph divides sizes that PyTorch divides too, and must round alike."""
+    report = vitzoo.export_onnx(vitzoo.DenseBackbone(name), tmp_path / 'model.onnx', (115, 139), opset=17, rounds=0)
+    assert report.max_error <= 1e-5
+
+
+@pytest.mark.slow
 def test_dynamic_size(tmp_path):
     model = timm.create_model('convnext_atto', features_only=True, depths=(1, 1, 1, 1))
     report = vitzoo.export_onnx(model, tmp_path / 'x.onnx', (64, 96), dynamic_size=True, rounds=0)

@@ -34,7 +34,7 @@ class SimpleFeaturePyramid(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """Map (B, dim, h, w) of an image of `size` -> maps (B, C, ceil(H / stride), ceil(W / stride))."""
         x = self.norm(x)
-        return [level(x)[:, :, :-(-size[0] // stride), :-(-size[1] // stride)]
+        return [level(x)[:, :, :(size[0] + stride - 1) // stride, :(size[1] + stride - 1) // stride]
                 for level, stride in zip(self.levels, self.strides, strict=True)]
 
 

@@ -47,7 +47,7 @@ def halve(x: torch.Tensor) -> torch.Tensor:
     _, H, W, C = x.shape
     if H % 2 == 0 and W % 2 == 0:
         return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    size = -(-H // 2), -(-W // 2)
+    size = (H + 1) // 2, (W + 1) // 2  # a division of what is positive: in a traced graph others round towards 0
     return resize_tokens(x.flatten(1, 2), (H, W), size).reshape(-1, *size, C)
 
 
