@@ -25,7 +25,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
 def _prepare(args: argparse.Namespace, output: Output):
     from vitzoo.mm import check_load_from
+    from vitzoo.mm.own_data import check_root
     cfg = configs.read_config(args)
     cfg.load_from = args.checkpoint
     check_load_from(cfg)
+    check_root(cfg, 'test')
     return cfg

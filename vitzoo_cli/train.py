@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
 def _prepare(args: argparse.Namespace, output: Output):
     from vitzoo.mm import check_load_from, check_resumable
+    from vitzoo.mm.own_data import check_root
     asked = {'amp': args.amp, 'auto_scale_lr': args.auto_scale_lr, 'load_from': args.load_from}
     cfg = configs.read_config(args, **{name: value for name, value in asked.items() if value})
     if args.resume:
@@ -44,6 +45,8 @@ def _prepare(args: argparse.Namespace, output: Output):
         if args.resume != 'auto':
             check_resumable(args.resume)
     check_load_from(cfg)
+    for part in 'train', 'val':
+        check_root(cfg, part)
     if args.amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
         output.note('vitzoo: --amp: there is no GPU, so training is in plain float32')
     return cfg

@@ -62,6 +62,20 @@ def test_what_training_starts_from(digits, tmp_path, capsys):
     assert 'init_cfg' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('config, advice', [
+    (CLASSIFIER, 'python -m vitzoo.datasets.digit_scenes --out data/digit_scenes makes the digit scenes'),
+    ('detection/retinanet_svit_micro_digits', 'python -m vitzoo.datasets.digit_scenes --out data/digit_scenes makes the digit scenes'),
+    ('detection/retinanet_svit_small_1x_coco', 'set train_dataloader.dataset.data_root'),
+    ('classification/finetune_lookupvit_small_patch16', 'set train_dataloader.dataset.root')])
+def test_data_that_are_not_there(config, advice, tmp_path, monkeypatch, capsys):
+    for name in 'DIGIT_SCENES', 'IMAGES':
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', config]) == 2
+    err = capsys.readouterr().err
+    assert 'no such folder' in err and advice in err and not list(tmp_path.iterdir())
+
+
 def test_a_failure_is_in_the_log(digits, tmp_path, capsys):
     changes = ['train_cfg.max_iters=1', 'train_dataloader.sampler.type=Nothing']
     command = ['train', CLASSIFIER, '--work-dir', str(tmp_path), '--cfg-options', *changes]

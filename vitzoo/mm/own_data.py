@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitzoo.arguments import check_types, show
 
-__all__ = ['check_data', 'set_data']
+__all__ = ['check_data', 'check_root', 'set_data']
 
 PARTS = ('train', 'val', 'test')
 LARGEST = 2 ** 26  # bytes of an annotation file that is opened before training; the larger ones of COCO take seconds
@@ -244,6 +244,21 @@ def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> int | No
             raise ValueError(f'{file} holds the value {wrong[0]}, and {where} has {len(classes)} classes: expected '
                              f'{first} to {first + len(classes) - 1}, and 255 for pixels that do not count')
     return len(pictures)
+
+
+def check_root(cfg: Config, part: str) -> None:
+    """Raise ValueError where the folder of a data set, of 'train', 'val' or 'test', is not there, with what to do."""
+    dataset = (cfg.get(f'{part}_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    root = dataset.get('data_root') or dataset.get('root')
+    if not isinstance(root, str) or not root or os.path.isdir(root):
+        return
+    advice = f'set {part}_dataloader.dataset.{"data_root" if dataset.get("data_root") else "root"}, or make a link to where your data are'
+    scenes = os.environ.get('DIGIT_SCENES') or 'data/digit_scenes'
+    if root.startswith(f'{scenes}/'):
+        advice = f'python -m vitzoo.datasets.digit_scenes --out {scenes} makes the digit scenes of this config'
+    raise ValueError(f'{root}: no such folder, from which the config reads its data; {advice}')
 
 
 def _check_folders(cfg: Config) -> None:
