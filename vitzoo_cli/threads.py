@@ -5,26 +5,26 @@ from pathlib import Path
 
 QUOTA = Path('/sys/fs/cgroup/cpu.max')  # of a container: microseconds in a period, or "max"
 STAT = Path('/proc/stat')
+WATCHED = 0.5  # seconds, for which the cores are watched
 
 
-def choose_threads(seconds: float = 0.5) -> None:
+def choose_threads() -> None:
     """Take the cores that are idle, and give up a core while waiting, through OpenMP's variables; what the user has set stays.
 
     Threads of OpenMP wait for each other by spinning, each on a core of its own. Beside other work they spin while the one that they wait
     for has no core: with two threads on two busy cores, an iteration of training takes ten to a hundred times as long.
-
-    Args:
-        seconds: for which the cores are watched.
     """
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     if 'OMP_NUM_THREADS' not in os.environ:
-        os.environ['OMP_NUM_THREADS'] = str(max(1, round(min(_idle_cores(seconds), _allowed_cores()))))
+        os.environ['OMP_NUM_THREADS'] = str(max(1, round(min(_idle_cores(), _allowed_cores()))))
 
 
-def _idle_cores(seconds: float) -> float:
+def _idle_cores() -> float:
     """Cores of the machine that had nothing to do, on average; all of them where nobody can say."""
     try:
-        (idle, total), _, (idle_later, total_later) = _idle_and_total(), time.sleep(seconds), _idle_and_total()
+        idle, total = _idle_and_total()
+        time.sleep(WATCHED)
+        idle_later, total_later = _idle_and_total()
         return os.cpu_count() * (idle_later - idle) / (total_later - total)
     except (OSError, ValueError, ZeroDivisionError):
         return os.cpu_count()

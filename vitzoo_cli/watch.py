@@ -29,7 +29,7 @@ class Watch(Hook):
         self.shown.close()
 
     def begin(self, doing: str, total: int) -> None:
-        self.doing, self.start = doing, time.monotonic()
+        self.start = time.monotonic()
         self.advance = self.shown.enter_context(self.output.bar(doing, total)) if self.console else lambda *args, **kwargs: None
 
     def end(self) -> None:

@@ -3,9 +3,12 @@ import argparse
 import sys
 import warnings
 
+from .. import command
+
 warnings.simplefilter('ignore')  # mmcv and timm deprecate a lot on import
 
 
+@command
 def main() -> int:
     from .plan import MODELS, TASKS, select
     from .report import report
@@ -27,15 +30,11 @@ def main() -> int:
     parser.add_argument('--no-seconds', action='store_true', help='leave times out of the tables')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
-    try:
-        failures = {} if args.report_only else run(
-            select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
-            iterations=args.iterations, preset=args.preset)
-        if read_rows(args.csv):
-            print(*report(args.csv, args.page, args.picture or None, seconds=not args.no_seconds), sep='\n')
-    except (ValueError, ImportError) as e:
-        print(f'error: {e}', file=sys.stderr)
-        return 2
+    failures = {} if args.report_only else run(
+        select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
+        iterations=args.iterations, preset=args.preset)
+    if read_rows(args.csv):
+        print(*report(args.csv, args.page, args.picture or None, seconds=not args.no_seconds), sep='\n')
     return 1 if failures else 0
 
 

@@ -3,10 +3,13 @@ import argparse
 import fnmatch
 import sys
 
+from .. import command
+
 LEAST = 0.98  # rank correlation of two runs
 
 
-def main() -> int:
+@command
+def main() -> int | None:
     from .measure import compare, export, measure, read
     from .plan import SIZES, models
     parser = argparse.ArgumentParser(
@@ -22,24 +25,19 @@ def main() -> int:
     parser.add_argument('--export-only', action='store_true', help='make the files, time nothing')
     parser.add_argument('--second', metavar='FILE.csv', help='measure nothing: compare the ranks of --out with those of this other run')
     args = parser.parse_args()
-    try:
-        if args.second:
-            found = compare(read(args.out), read(args.second))
-            for (size, runtime), (count, rank) in found.items():
-                print(f'{size}, {runtime}: {count} models, rank correlation {rank:.4f}')
-            return 0 if min(rank for _, rank in found.values()) >= LEAST else 1
-        names = [name for name in models() if any(fnmatch.fnmatchcase(name, pattern) for pattern in args.models)]
-        if not names:
-            raise ValueError(f'--models {" ".join(args.models)}: none of the {len(models())} models matches')
-        if args.export_only:
-            export(names, args.sizes, args.cache, report=lambda line: print(line, flush=True))
-            return 0
-        measure(names, args.sizes, args.out, args.cache, rounds=args.rounds, again=args.again,
-                report=lambda line: print(line, flush=True))
-    except (ValueError, ImportError) as e:
-        print(f'error: {e}', file=sys.stderr)
-        return 2
-    return 0
+    if args.second:
+        found = compare(read(args.out), read(args.second))
+        for (size, runtime), (count, rank) in found.items():
+            print(f'{size}, {runtime}: {count} models, rank correlation {rank:.4f}')
+        return 0 if min(rank for _, rank in found.values()) >= LEAST else 1
+    names = [name for name in models() if any(fnmatch.fnmatchcase(name, pattern) for pattern in args.models)]
+    if not names:
+        raise ValueError(f'--models {" ".join(args.models)}: none of the {len(models())} models matches')
+    if args.export_only:
+        export(names, args.sizes, args.cache, report=lambda line: print(line, flush=True))
+        return 0
+    measure(names, args.sizes, args.out, args.cache, rounds=args.rounds, again=args.again,
+            report=lambda line: print(line, flush=True))
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ from vitzoo.reduction import METHODS, Method
 from vitzoo.viz.pareto import Point, draw_groups, pareto_front
 from vitzoo_runtime.files import replacing
 
+from .. import command
 from .measure import read
 from .plan import is_ours, ours
 from .report import FILE, INT8, WORDS, listed, models_at, remarks
@@ -349,16 +350,12 @@ def report(path: str | Path) -> None:
         temporary.write_text(page(found, rows), encoding='utf-8')
 
 
-def main() -> int:
+@command
+def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.latency.choose', description='Write the page and its pictures.')
     parser.add_argument('--page', default='docs/choose.md', metavar='FILE', help='default: %(default)s')
     args = parser.parse_args()
-    try:
-        report(args.page)
-    except (ValueError, ImportError) as e:
-        print(f'error: {e}', file=sys.stderr)
-        return 2
-    return 0
+    report(args.page)
 
 
 if __name__ == '__main__':

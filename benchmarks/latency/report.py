@@ -8,6 +8,7 @@ from typing import NamedTuple
 from vitzoo.viz.pareto import Point, draw_groups, pareto_front
 from vitzoo_runtime.files import replacing
 
+from .. import command
 from .measure import read
 from .plan import RUNTIMES, is_ours
 
@@ -202,17 +203,13 @@ def report(rows: Sequence[dict[str, str]], path: str | Path) -> None:
         temporary.write_text(page(rows, pictures), encoding='utf-8')
 
 
-def main() -> int:
+@command
+def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.latency.report', description='Write the page and its pictures.')
     parser.add_argument('--csv', default='benchmarks/latency/results.csv', metavar='FILE', help='default: %(default)s')
     parser.add_argument('--page', default='docs/latency.md', metavar='FILE', help='default: %(default)s')
     args = parser.parse_args()
-    try:
-        report(read(args.csv), args.page)
-    except (ValueError, ImportError) as e:
-        print(f'error: {e}', file=sys.stderr)
-        return 2
-    return 0
+    report(read(args.csv), args.page)
 
 
 if __name__ == '__main__':

@@ -2,8 +2,11 @@
 import argparse
 import sys
 
+from .. import command
 
-def main() -> int:
+
+@command
+def main() -> None:
     import torch
 
     from vitzoo.reduction import METHODS
@@ -24,14 +27,9 @@ def main() -> int:
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        rows = read_rows(args.csv) if args.report_only else run(
-            args.methods, args.seeds, args.csv, args.out, iterations=args.iterations, tuning=args.tuning)
-        report(rows, args.page, args.picture)
-    except (ValueError, ImportError) as e:
-        print(f'error: {e}', file=sys.stderr)
-        return 2
-    return 0
+    rows = read_rows(args.csv) if args.report_only else run(
+        args.methods, args.seeds, args.csv, args.out, iterations=args.iterations, tuning=args.tuning)
+    report(rows, args.page, args.picture)
 
 
 if __name__ == '__main__':

@@ -92,11 +92,16 @@ def set_data(
     return cfg
 
 
+def _innermost(cfg: Config, part: str) -> dict:
+    dataset = (cfg.get(f'{part}_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
 def _dataset(cfg: Config, part: str) -> ConfigDict:
     """The one that reads files, inside those that repeat or mix it."""
-    dataset = (cfg.get(f'{part}_dataloader') or {}).get('dataset')
-    while dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = _innermost(cfg, part)
     if not dataset or 'datasets' in dataset:
         raise ValueError(f'own_data: {part}_dataloader holds {"several data sets" if dataset else "no dataset"}; take a config with one')
     return dataset
@@ -248,9 +253,7 @@ def _check_maps(dataset: ConfigDict, classes: list[str], where: str) -> int | No
 
 def check_root(cfg: Config, part: str) -> None:
     """Raise ValueError where the folder of a data set, of 'train', 'val' or 'test', is not there, with what to do."""
-    dataset = (cfg.get(f'{part}_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = _innermost(cfg, part)
     root = dataset.get('data_root') or dataset.get('root')
     if not isinstance(root, str) or not root or os.path.isdir(root):
         return
