@@ -2,7 +2,7 @@
 import copy
 import functools
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -119,6 +119,35 @@ def cas_vit(model, levels):
     return names
 
 
+def rmt(model, levels):
+    """Queries and keys, two layers there, are one here: `joined` makes its value."""
+    names = {}
+    for i in (0, 3, 6, 9):
+        names |= entries(f'patch_embed.proj.{i}', f'stem.{i}') | entries(f'patch_embed.proj.{i + 1}', f'stem.{i + 1}', BATCH_NORM)
+    for i, stage in enumerate(model.stages):
+        names |= {f'layers.{i}.Relpos.angle': None, f'layers.{i}.Relpos.decay': None}
+        if i:
+            names |= entries(f'layers.{i - 1}.downsample.reduction', f'stages.{i}.downsample.conv')
+            names |= entries(f'layers.{i - 1}.downsample.norm', f'stages.{i}.downsample.norm', BATCH_NORM)
+        for j, block in enumerate(stage.blocks):
+            published, ours = f'layers.{i}.blocks.{j}', f'stages.{i}.blocks.{j}'
+            for theirs, layer in (('pos.conv', 'pos_embed'), ('retention_layer_norm', 'norm1'), ('retention.q_proj', 'attn.qk'),
+                                  ('retention.k_proj', 'attn.qk'), ('retention.v_proj', 'attn.v'), ('retention.lepe.conv', 'attn.lepe'),
+                                  ('retention.out_proj', 'attn.proj'), ('final_layer_norm', 'norm2'), ('ffn.fc1', 'mlp.fc1'),
+                                  ('ffn.dwconv.conv', 'mlp.dwconv'), ('ffn.fc2', 'mlp.fc2')):
+                names |= entries(f'{published}.{theirs}', f'{ours}.{layer}')
+            if hasattr(block.ls1, 'gamma'):
+                names |= {f'{published}.gamma_{k}': f'{ours}.ls{k}.gamma' for k in (1, 2)}
+    for i in levels:
+        names |= entries(f'extra_norms.{i}', f'norm{i}')
+    return names
+
+
+def joined(parts, heads):
+    """Ours of the queries' and keys' weights or biases: of each head the even channels, then the odd ones."""
+    return torch.cat([head[i::2] for part in parts for head in part.chunk(heads) for i in (0, 1)])
+
+
 # ---- necks and heads: names and shapes in MMDetection 2.11 and 2.28, MMSegmentation 0.11 and 0.30
 
 def linear(name, channels, outputs):
@@ -210,6 +239,10 @@ PUBLISHED = {
     'detection/mask-rcnn_biformer_small_1x_coco': (biformer, mask_rcnn, (0, 1, 2, 3), 'biformer_micro'),
     'segmentation/fpn_biformer_small_80k_ade20k': (biformer, semantic_fpn, (0, 1, 2, 3), 'biformer_micro'),
     'segmentation/upernet_biformer_small_160k_ade20k': (biformer, upernet, (0, 1, 2, 3), 'biformer_micro'),
+    'detection/retinanet_rmt_small_1x_coco': (rmt, retinanet, (0, 1, 2, 3), 'rmt_micro'),
+    'detection/mask-rcnn_rmt_small_1x_coco': (rmt, mask_rcnn, (0, 1, 2, 3), 'rmt_micro'),
+    'segmentation/fpn_rmt_small_80k_ade20k': (rmt, semantic_fpn, (0, 1, 2, 3), 'rmt_micro'),
+    'segmentation/upernet_rmt_small_160k_ade20k': (rmt, upernet, (0, 1, 2, 3), 'rmt_micro'),
     'detection/mask-rcnn_cas_vit_s_1x_coco': (cas_vit, mask_rcnn, (0, 1, 2, 3), 'cas_vit_micro'),
     'segmentation/fpn_cas_vit_s_80k_ade20k': (cas_vit, semantic_fpn, (0, 1, 2, 3), 'cas_vit_micro'),
 }
@@ -238,12 +271,16 @@ def publish(name, model):
     names = {f'backbone.{theirs}': ours and (f'backbone.{ours}' if re.match(r'norm\d', ours) else prefix + ours)
              for theirs, ours in backbone(pyramid.model, levels).items()}
     channels = [info['num_chs'] for info in pyramid.model.feature_info]
-    state = OrderedDict()
+    parts, state = Counter(names.values()), OrderedDict()
     for theirs, ours in names.items():
         if theirs.endswith('position_index'):
             state[theirs] = torch.zeros(49, 49, dtype=torch.int64)
+        elif ours is None:
+            state[theirs] = torch.rand(16)
+        elif ours in own:
+            state[theirs] = torch.rand(len(own[ours]) // parts[ours], *own[ours].shape[1:]) if own[ours].ndim else torch.rand(())
         else:  # a norm that our RetinaNet does without is as wide as its map
-            state[theirs] = torch.rand(own[ours].shape if ours in own else channels[int(re.search(r'norms?\.?(\d)', theirs)[1])])
+            state[theirs] = torch.rand(channels[int(re.search(r'norms?\.?(\d)', theirs)[1])])
     for theirs, shape in head(channels).items():
         state[theirs], names[theirs] = torch.rand(shape), theirs
     for theirs in state:
@@ -271,8 +308,12 @@ def same(model, state):
 def check_whole(name, model):
     state, names = publish(name, model)
     report = vitzoo.load_checkpoint(model, wrap(state))
-    own = model.state_dict()
-    wanted = {ours: state[theirs] for theirs, ours in names.items() if ours in own}
+    own, parts = model.state_dict(), {}
+    for theirs, ours in names.items():
+        if ours in own:
+            parts.setdefault(ours, []).append(state[theirs])
+    wanted = {ours: joined(values, model.get_submodule(ours.rsplit('.', 2)[0]).num_heads) if len(values) > 1 else values[0]
+              for ours, values in parts.items()}
     assert wanted.keys() == own.keys() == set(report.loaded) and report.new == []
     for ours, value in own.items():
         assert torch.equal(value, wanted[ours].reshape(value.shape)), ours

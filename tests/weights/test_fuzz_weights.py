@@ -123,7 +123,7 @@ def state_dicts(draw, name):
         elif kind == 3 and isinstance(state.get(key), torch.Tensor):
             try:
                 state[key] = draw(changes_of_values)(state[key])
-            except (RuntimeError, IndexError, NotImplementedError):  # not every change suits every value
+            except (RuntimeError, IndexError, TypeError, NotImplementedError):  # not every change suits every value
                 pass
         elif kind == 4:
             prefix = draw(prefixes)
