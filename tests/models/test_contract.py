@@ -14,6 +14,8 @@ from timm.models import VisionTransformer, get_notrace_functions, get_notrace_mo
 from timm.optim import param_groups_layer_decay
 from timm.utils import reparameterize_model
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 from zoo import build
 
 from vitzoo.profiling import count_traffic, on_meta
@@ -500,6 +502,21 @@ def test_threads_share_a_model(name):
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(forward, images))
     assert_same(found, [forward(x) for x in images])
+
+
+@every_model
+def test_fused_attention_is_fused(name, monkeypatch):
+    """PyTorch spells attention out without a word where its fused kernel does not take the arguments; on CPUs, masks of three axes."""
+    model, fused, chosen = build(name), F.scaled_dot_product_attention, []
+
+    def attention(*args, **kwargs):
+        chosen.append(SDPBackend(torch._fused_sdp_choice(*args, **kwargs)))
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', attention)
+    with torch.no_grad():
+        model(image(*fit(model, 224, 256)))
+    assert SDPBackend.MATH not in chosen
 
 
 # ---- options

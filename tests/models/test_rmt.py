@@ -53,7 +53,7 @@ def plain_retention(module, x, axial):
 @pytest.mark.parametrize('kind', [AxialRetention, FullRetention])
 @pytest.mark.parametrize('fused', [True, False])
 def test_retention_against_plain_loops(kind, size, fused, monkeypatch):
-    monkeypatch.setattr(rmt, 'MOST_CACHED', 0)  # of full attention the fused kernel
+    monkeypatch.setattr(rmt, 'LEAST_FUSED', 1)  # of lines the fused kernel too
     module = kind(12, 3, 2., 4.)
     module.sdp_attn.fused_attn = fused
     for parameter in module.parameters():

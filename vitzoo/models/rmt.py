@@ -26,7 +26,6 @@ from ..layers import (
     Gelu,
     Projection,
     SoftmaxAttention,
-    attend,
     cells,
     channels_last,
     check_ratios,
@@ -51,6 +50,7 @@ __all__ = ['RMT']
 
 MOST_DECAY = 2 ** 24  # numbers that are made at a time of the decay of full attention
 MOST_CACHED = 2 ** 19  # numbers
+LEAST_FUSED = 56  # positions of a line from which the fused kernel is the faster one on a CPU
 LEAST_SOFTMAX = 16  # numbers that PyTorch's softmax takes at once on a CPU
 
 
@@ -134,20 +134,20 @@ class AxialRetention(Retention):
     def attend_lines(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attention along rows or columns, (B, lines, n, L, d) each, and out."""
         L = q.shape[3]
-        if self.sdp_attn.fused_attn and q.device.type != 'cpu':
-            decay = decay_table(L, *self.decay, like=q)
-            return self.sdp_attn(*(x.contiguous().flatten(0, 1) for x in (q, k, v)), decay, scale=1).unflatten(0, q.shape[:2])
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not traced and len(q) > 1 and not torch.is_grad_enabled() and q.numel() // q.shape[4] * L > MOST_CACHED:
+        on_cpu, traced = q.device.type == 'cpu', torch.compiler.is_compiling() or torch.jit.is_tracing()
+        eager = on_cpu and not traced
+        if eager and len(q) > 1 and not torch.is_grad_enabled() and q.numel() // q.shape[4] * L > MOST_CACHED:
             x = q.new_empty(q.shape)  # image by image, whose maps of attention find the same memory again
             for i in range(len(q)):
                 x[i:i + 1] = self.attend_lines(q[i:i + 1], k[i:i + 1], v[i:i + 1])
             return x
-        # On a CPU lines are too short for the fused kernel to pay, and a softmax of fewer numbers than a register holds takes them one by
-        # one: the keys are filled up.
-        columns = L if traced else max(L, LEAST_SOFTMAX)
         lines = q.shape[1]
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # compilers and hooks know attention of four axes
+        if self.sdp_attn.fused_attn and (not on_cpu or eager and L >= LEAST_FUSED):
+            decay = decay_table(L, *self.decay, like=q)[None]  # on CPUs no fused kernel takes masks of three axes
+            return self.sdp_attn(q, k, v, decay, scale=1).unflatten(0, (-1, lines))
+        # A softmax of fewer numbers than a register of a CPU holds takes them one by one: the keys are filled up.
+        columns = L if traced else max(L, LEAST_SOFTMAX)
         if columns > L:
             k = F.pad(k, (0, 0, 0, columns - L))
         logits = q @ k.transpose(2, 3)
@@ -164,17 +164,13 @@ class FullRetention(Retention):
         q, k = rotate(qk.flatten(1, 2).permute(2, 0, 3, 1, 4), *rotary_tables(H, W, d, like=qk)).unbind(0)  # (B, n, N, d) each
         v = v.flatten(1, 2).transpose(1, 2)
         decay_h, decay_w = (decay_table(length, *self.decay, like=q) for length in (H, W))
-        # on a CPU the fused kernel pays where the map of attention outgrows the caches; a graph is for any batch
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        small = not traced and q.device.type == 'cpu' and len(q) * n * N * N <= MOST_CACHED
-        fused = self.sdp_attn.fused_attn and not small
         rows = max(1, MOST_DECAY // (n * W * N))
         parts = []
         for i in range(0, H, rows):
             # (n, rows, W, H, W), of plain numbers where torch.compile has made those of the tables symbolic
             decay = decay_h[:, i:i + rows].reshape(n, -1, 1, H, 1) + decay_w.reshape(n, 1, W, 1, W)
-            some = q[:, :, i * W:(i + rows) * W]
-            parts.append(attend(some, k, v, decay.flatten(3).flatten(1, 2), scale=1, drop=self.sdp_attn.attn_drop, fused=fused))
+            decay = decay.flatten(3).flatten(1, 2)[None]  # on CPUs no fused kernel takes masks of three axes
+            parts.append(self.sdp_attn(q[:, :, i * W:(i + rows) * W], k, v, decay, scale=1))
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return x.transpose(1, 2).unflatten(1, (H, W))
 
