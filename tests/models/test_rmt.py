@@ -11,7 +11,7 @@ from torch import nn
 
 import vitzoo
 from vitzoo.models import rmt
-from vitzoo.models.rmt import AxialRetention, FullRetention, decay_table, rotary_tables
+from vitzoo.models.rmt import LEAST_FUSED, AxialRetention, FullRetention, decay_table, rotary_tables
 
 
 def softmax(logits):
@@ -80,6 +80,17 @@ def test_lines_are_the_same_filled_up(length, monkeypatch):
         filled = module(x)
         monkeypatch.setattr(rmt, 'LEAST_SOFTMAX', 1)
         torch.testing.assert_close(filled, module(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind, size', [(AxialRetention, (LEAST_FUSED, LEAST_FUSED + 3)), (FullRetention, (5, 6))])
+def test_fused_kernel_gives_the_same_gradients(kind, size):
+    module, x, found = kind(8, 2, 2., 4.), torch.randn(2, *size, 8), []
+    for fused in True, False:
+        module.sdp_attn.fused_attn = fused
+        module.zero_grad()
+        module(x).square().sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('size', [(3, 20), (20, 3)])
