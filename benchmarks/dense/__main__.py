@@ -10,8 +10,9 @@ warnings.simplefilter('ignore')  # mmcv and timm deprecate a lot on import
 
 @command
 def main() -> int:
+    from ..pages import around
     from .plan import MODELS, TASKS, select
-    from .report import report
+    from .report import END, START, report
     from .rows import read_rows
     from .run import run
     parser = argparse.ArgumentParser(
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument('--no-seconds', action='store_true', help='leave times out of the tables')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
+    around(args.page, START, END)
     failures = {} if args.report_only else run(
         select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
         iterations=args.iterations, preset=args.preset)

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
-from vitzoo_runtime.files import replacing
-
+from ..pages import insert
 from .plan import BASELINE, FAMILIES, MODELS, TASKS
 from .rows import read_rows
 
@@ -93,15 +92,10 @@ def report(path: str | Path, page: str | Path, picture: str | Path | None, *, se
 
     Raises ValueError if there is no row, or if the page has no markers.
     """
-    rows, page = read_rows(path), Path(page)
+    rows = read_rows(path)
     if not rows:
         raise ValueError(f'{path} has no rows; train some first')
-    text = page.read_text(encoding='utf-8') if page.exists() else f'{START}\n{END}\n'
-    if not 0 <= text.find(START) < text.find(END):
-        raise ValueError(f'{page} has no {START} followed by {END} to write the tables between')
-    before, after = text[:text.index(START)], text[text.index(END):]
-    with replacing(page) as temporary:
-        temporary.write_text(f'{before}{START}\n\n{table(rows, seconds)}\n{after}', encoding='utf-8')
+    insert(table(rows, seconds), page, START, END)
     if picture is None:
         return verdict(rows)
     from vitzoo.viz.pareto import Point, draw_pareto

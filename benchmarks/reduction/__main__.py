@@ -11,7 +11,8 @@ def main() -> None:
 
     from vitzoo.reduction import METHODS
 
-    from .report import report
+    from ..pages import around
+    from .report import END, START, report
     from .study import ITERATIONS, TUNING, read_rows, run
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.reduction',
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument('--tuning', type=int, default=TUNING, help='iterations of fine-tuning (default: %(default)s)')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
+    around(args.page, START, END)
     torch.set_num_threads(1)
     rows = read_rows(args.csv) if args.report_only else run(
         args.methods, args.seeds, args.csv, args.out, iterations=args.iterations, tuning=args.tuning)

@@ -7,6 +7,7 @@ Models take turns in one process; a figure is the median over rounds of the rati
 them.
 """
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,10 @@ import vitzoo
 from vitzoo.profiling import count_macs, on_meta, take_turns
 from vitzoo.profiling.bench import cpu_name
 from vitzoo.reduction import Setting
-from vitzoo_runtime.files import replacing
 
+from .. import command
 from .. import rows as rows_of
+from ..pages import around, insert
 
 MODEL = 'deit_small_patch16_224'
 START, END = '<!-- timings -->', '<!-- end of timings -->'
@@ -116,6 +118,7 @@ def table(rows: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.reduction.latency', description=__doc__.splitlines()[0])
     parser.add_argument('--cases', nargs='+', default=CASES, help='some of: %(default)s')
@@ -125,18 +128,16 @@ def main() -> None:
     parser.add_argument('--csv', default='benchmarks/reduction/latency.csv')
     parser.add_argument('--page', default='docs/reduction.md', help='the table goes between its markers')
     args = parser.parse_args()
-    path, page = Path(args.csv), Path(args.page)
+    path = Path(args.csv)
+    around(args.page, START, END)
     for case in args.cases:
         new = measure(case, args.methods, args.rounds, args.seconds, lambda line: print(line, flush=True))
         keys = {(row['case'], row['setting']) for row in new}
         old = [row for row in rows_of.read(path, FIELDS) if (row['case'], row['setting']) not in keys]
         rows = sorted([*old, *new], key=lambda row: CASES.index(row['case']))
         rows_of.write(path, FIELDS, rows)
-        text = page.read_text(encoding='utf-8')
-        before, after = text[:text.index(START)], text[text.index(END):]
-        with replacing(page) as temporary:
-            temporary.write_text(f'{before}{START}\n\n{table(rows)}\n\n{after}', encoding='utf-8')
+        insert(table(rows), args.page, START, END)
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

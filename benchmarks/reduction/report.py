@@ -4,8 +4,8 @@ from pathlib import Path
 from statistics import median
 
 from vitzoo.reduction import METHODS, Method
-from vitzoo_runtime.files import replacing
 
+from ..pages import insert
 from .study import PLAIN
 
 START, END = '<!-- study -->', '<!-- end of study -->'
@@ -50,16 +50,10 @@ def report(rows: list[dict[str, str]], page: str | Path, picture: str | Path) ->
     Raises ValueError if there is no row, or if the page has no markers.
     """
     from vitzoo.viz.pareto import Point, draw_pareto
-    page = Path(page)
     if not rows:
         raise ValueError('no rows yet; run some first')
-    text = page.read_text(encoding='utf-8') if page.exists() else f'{START}\n{END}\n'
-    if not 0 <= text.find(START) < text.find(END):
-        raise ValueError(f'{page} has no {START} followed by {END} to write the table between')
     summary = summarise(rows)
-    before, after = text[:text.index(START)], text[text.index(END):]
-    with replacing(page) as temporary:
-        temporary.write_text(f'{before}{START}\n\n{table(summary)}\n\n{after}', encoding='utf-8')
+    insert(table(summary), page, START, END)
     panels = {}
     for column, kind in KINDS.items():
         points = [Point(s['method'], s['macs'] / 1e6, *s[column]) for s in summary.values()

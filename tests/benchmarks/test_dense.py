@@ -236,6 +236,15 @@ def test_report_needs_rows_and_markers(table, tmp_path):
         report(tmp_path / 'none.csv', tmp_path / 'y.md', tmp_path / 'x.png')
 
 
+@pytest.mark.parametrize('module', ['dense', 'reduction', 'reduction.latency'])
+def test_a_page_that_cannot_be_written_is_refused_before_work(module, tmp_path):
+    (tmp_path / 'x.md').write_text('no markers')
+    for page, message in (tmp_path / 'x.md', 'no <!--'), (tmp_path, 'expected a Markdown file'):
+        command = [sys.executable, '-m', f'benchmarks.{module}', '--csv', str(tmp_path / 'x.csv'), '--page', str(page)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
 # ---- models
 
 @pytest.mark.slow
