@@ -11,20 +11,19 @@ from .rows import read_rows
 START, END = '<!-- results -->', '<!-- end of results -->'
 
 
-def summarise(rows: Iterable[dict[str, str]]) -> dict[tuple[str, str], dict[str, tuple[float, float, float]]]:
-    """(model, task) to column to median, lowest and highest over the seeds, in the order of `MODELS` and `TASKS`.
+def summarise(rows: Iterable[dict[str, str]]) -> dict[tuple[str, str], dict[str, tuple]]:
+    """(model, task) to column to median, lowest and highest over the seeds that have it, in the order of `MODELS` and `TASKS`.
 
-    A column that a seed lacks is left out: medians of one line are over the same seeds.
+    The column 'seeds' is how many have figures of the test part, and how many there are.
     """
     rows, result = list(rows), {}
     for model, task in itertools.product(MODELS, TASKS):
         mine = [row for row in rows if (row['model'], row['task']) == (model, task)]
         if mine:
             names = [part + metric for metric in TASKS[task].metrics for part in ('test_', '')]
-            values = {name: [float(row[name]) for row in mine] for name in (*names, 'params', 'macs', 'cpu_seconds')
-                      if all(row[name] for row in mine)}
-            result[model, task] = {name: (median(v), min(v), max(v)) for name, v in values.items()}
-            result[model, task]['seeds'] = (len(mine),) * 3
+            values = {name: [float(row[name]) for row in mine if row[name]] for name in (*names, 'params', 'macs', 'cpu_seconds')}
+            result[model, task] = {name: (median(v), min(v), max(v)) for name, v in values.items() if v}
+            result[model, task]['seeds'] = len(values[names[0]]), len(mine)
     return result
 
 
@@ -40,8 +39,8 @@ def _part(column: str) -> str:
 
 
 def table(rows: Iterable[dict[str, str]], seconds: bool = True) -> str:
-    """The results in Markdown: median [lowest, highest] over the seeds, bold where the best median is; one table a task, with or without
-    the time of training. Metrics on the test part, where there are any, and on the validation part.
+    """The results in Markdown: median [lowest, highest] over the seeds that have a figure, bold where the best median is; one table a task,
+    with or without the time of training. Metrics on the test part, where there are any, and on the validation part.
     """
     summary, lines = summarise(rows), []
     for task, spec in TASKS.items():
@@ -64,8 +63,11 @@ def table(rows: Iterable[dict[str, str]], seconds: bool = True) -> str:
                     cells.append('-')
                     continue
                 middle, low, high = (f'{v:.{spec.digits}f}' for v in s[name])
-                cells.append((f'**{middle}**' if s[name][0] == best[name] else middle) + (f' [{low}, {high}]' if s['seeds'][0] > 1 else ''))
-            lines.append(f'| {model} | {" | ".join(cells)} | {s["seeds"][0]:g} | {s["params"][0] / 1e6:.2f} | {s["macs"][0] / 1e6:.1f} |'
+                spread = f' [{low}, {high}]' if s['seeds'][_part(name) == 'val'] > 1 else ''
+                cells.append((f'**{middle}**' if s[name][0] == best[name] else middle) + spread)
+            tested, seeds = s['seeds']
+            cells.append(str(seeds) if tested in (0, seeds) else f'{tested} test, {seeds} val')
+            lines.append(f'| {model} | {" | ".join(cells)} | {s["params"][0] / 1e6:.2f} | {s["macs"][0] / 1e6:.1f} |'
                          + f' {s["cpu_seconds"][0]:.0f} |' * seconds)
         lines.append('')
     return '\n'.join(lines)

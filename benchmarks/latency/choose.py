@@ -169,12 +169,12 @@ def dense_table(links: dict[str, int]) -> str:
 
 
 def medians() -> dict[str, dict[str, float]]:
-    """Model -> column of `MICRO`, and MACs on a scene in millions, in the dense bench: medians over the seeds on the validation part."""
+    """Model -> column of `MICRO`, and MACs on a scene in millions, in the dense bench: medians over the seeds on the test part."""
     found = {}
     for row in _rows(ROOT / 'benchmarks' / 'dense' / 'results.csv'):
         for column, (task, *_) in MICRO.items():
-            if row['task'] == task and row[column]:
-                found.setdefault(row['model'], {}).setdefault(column, []).append(float(row[column]))
+            if row['task'] == task and row[f'test_{column}']:
+                found.setdefault(row['model'], {}).setdefault(column, []).append(float(row[f'test_{column}']))
         if row['task'] != 'classification':
             found.setdefault(row['model'], {}).setdefault('macs', []).append(int(row['macs']) / 1e6)
     return {model: {column: median(values) for column, values in columns.items()} for model, columns in sorted(found.items())}
@@ -330,8 +330,8 @@ def page(found: Sequence[Choice], rows: Sequence[dict[str, str]]) -> str:
         'On COCO and ADE20K, by the authors, for their code and weights; each number links to its source. [Configs](configs.md) has these '
         'recipes for all families. None was trained here.', dense_table(links),
         '## Detection and segmentation, from scratch at equal budget',
-        'Medians over the seeds on the validation part of the digit scenes. [The bench](bench_dense.md) has the spread, the test part as '
-        'far as there are rows, and what is not claimed.', micro_table(),
+        'Medians over the seeds on the test part of the digit scenes. [The bench](bench_dense.md) has the spread, the validation part, on '
+        'which the recipes were chosen, and what is not claimed.', micro_table(),
         '\n'.join(f'[{number}]: {source}' for source, number in links.items())]
     return '\n\n'.join(parts) + '\n'
 
