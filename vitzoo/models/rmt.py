@@ -142,7 +142,8 @@ class AxialRetention(Retention):
                 x[i:i + 1] = self.attend_lines(q[i:i + 1], k[i:i + 1], v[i:i + 1])
             return x
         lines = q.shape[1]
-        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # compilers and hooks know attention of four axes
+        # compilers and hooks know attention of four axes; GPUs read them in the order of memory
+        q, k, v = ((x if on_cpu else x.contiguous()).flatten(0, 1) for x in (q, k, v))
         if self.sdp_attn.fused_attn and (not on_cpu or eager and L >= LEAST_FUSED):
             decay = decay_table(L, *self.decay, like=q)[None]  # on CPUs no fused kernel takes masks of three axes
             return self.sdp_attn(q, k, v, decay, scale=1).unflatten(0, (-1, lines))
