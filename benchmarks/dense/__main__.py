@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument('--no-seconds', action='store_true', help='leave times out of the tables')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
-    around(args.page, START, END)
+    around(args.page, START, END)  # hours before it is written
     failures = {} if args.report_only else run(
         select(args.models, args.tasks, args.seeds), args.csv, data=args.data, out=args.out, jobs=args.jobs,
         iterations=args.iterations, preset=args.preset)

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument('--tuning', type=int, default=TUNING, help='iterations of fine-tuning (default: %(default)s)')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     args = parser.parse_args()
-    around(args.page, START, END)
+    around(args.page, START, END)  # an hour before it is written
     torch.set_num_threads(1)
     rows = read_rows(args.csv) if args.report_only else run(
         args.methods, args.seeds, args.csv, args.out, iterations=args.iterations, tuning=args.tuning)

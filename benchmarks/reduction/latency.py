@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument('--page', default='docs/reduction.md', help='the table goes between its markers')
     args = parser.parse_args()
     path = Path(args.csv)
-    around(args.page, START, END)
+    around(args.page, START, END)  # minutes before it is written
     for case in args.cases:
         new = measure(case, args.methods, args.rounds, args.seconds, lambda line: print(line, flush=True))
         keys = {(row['case'], row['setting']) for row in new}

@@ -42,7 +42,7 @@ FIGURES = {
     'stvit': Figure('stvit_micro', dict(form='dense'), (112, 112), 2, layers=('stages.2.blocks.[125]',), steps=80, batch=12),
     'stvit_deit': Figure('stvit_deit_micro', {}, layers=('blocks.*',)),
     'davit': Figure('vz_davit_micro', {}, layers=('stages.[012]*',), steps=0),  # windows are where they are, trained or not
-    'rmt': Figure('rmt_micro', {}, layers=('stages.[12].blocks.0*',), steps=0),  # as lines are
+    'rmt': Figure('rmt_micro', {}, layers=('stages.[12].blocks.0*',), steps=0),  # so are lines
     'dualtoken_vit': Figure('dualtoken_vit_micro', {}),
     'lookupvit': Figure('lookupvit_micro', {}, layers=('blocks.*',)),
 }

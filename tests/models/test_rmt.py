@@ -90,7 +90,7 @@ def test_fused_kernel_gives_the_same_gradients(kind, size):
         module.zero_grad()
         module(x).square().sum().backward()
         found.append([p.grad for p in module.parameters()])
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [(3, 20), (20, 3)])

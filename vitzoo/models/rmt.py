@@ -49,7 +49,7 @@ from ._hierarchical import Hierarchical, Stage
 __all__ = ['RMT']
 
 MOST_DECAY = 2 ** 24  # numbers that are made at a time of the decay of full attention
-MOST_CACHED = 2 ** 19  # numbers
+MOST_CACHED = 2 ** 19  # numbers of the attention maps of an image's lines, beyond which images are taken one by one
 LEAST_FUSED = 56  # positions of a line from which the fused kernel is the faster one on a CPU
 LEAST_SOFTMAX = 16  # numbers that PyTorch's softmax takes at once on a CPU
 
