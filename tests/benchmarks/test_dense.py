@@ -96,7 +96,7 @@ def test_page_has_the_rows_that_are_kept(csv, page, seconds, tmp_path):
     path, page = ROOT / 'benchmarks' / 'dense' / csv, ROOT / 'docs' / page
     rows = read_rows(path)
     if csv == 'results.csv':
-        assert len(rows) >= 63 and {row_key(r) for r in rows} <= set(plan.select())
+        assert len(rows) >= 90 and {row_key(r) for r in rows} <= set(plan.select()) and all(map(is_tested, rows))
     else:
         assert rows and {row['model'] for row in rows} <= {*plan.PLAIN, *plan.RECOVER}
     pytest.importorskip('matplotlib')
